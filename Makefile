@@ -1,0 +1,53 @@
+# The first target is what `make` alone does: tell what there is.
+FLEET ?= 200
+SECONDS ?= 0
+MESSAGES ?= 100000
+PREFIX ?= /opt/fleetwatt
+
+PYTHON ?= $(shell command -v python3.11 || command -v python3)
+PIP_FLAGS = --quiet --disable-pip-version-check --require-hashes
+.DEFAULT_GOAL := help
+.PHONY: help run test check format lock broker install clean bench
+
+help: ## what can be made here
+	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | awk -F ':.*## ' '{printf "  make %-9s %s\n", $$1, $$2}'
+
+run: .venv/ready broker ## try it: private broker and database, daemon, simulated fleet (FLEET=200 SECONDS=0)
+	@FLEET=$(FLEET) SECONDS=$(SECONDS) .venv/bin/python -m dev run
+
+test: .venv/ready broker ## all tests, against a real broker and a real database
+	@.venv/bin/python -m pytest
+
+check: .venv/ready ## style, types and the rules that are tests
+	@.venv/bin/ruff check
+	@.venv/bin/ruff format --check
+	@.venv/bin/mypy
+	@.venv/bin/python -m pytest -q tests/test_rules.py
+
+format: .venv/ready ## put the code in the house's form
+	@.venv/bin/ruff check --fix --quiet
+	@.venv/bin/ruff format
+
+bench: .venv/ready broker ## drain of a backlog, measured (MESSAGES=100000)
+	@.venv/bin/python -m dev bench --messages $(MESSAGES)
+
+lock: .venv/ready ## pin anew what is installed, within the bounds of setup.cfg
+	@.venv/bin/pip-compile --quiet --upgrade --strip-extras --generate-hashes --allow-unsafe --no-header --no-emit-index-url --no-emit-find-links --no-emit-trusted-host --output-file requirements.lock setup.cfg
+	@.venv/bin/pip-compile --quiet --upgrade --strip-extras --generate-hashes --allow-unsafe --no-header --no-emit-index-url --no-emit-find-links --no-emit-trusted-host --extra dev --constraint requirements.lock --output-file requirements-dev.lock setup.cfg
+
+broker: ## install Mosquitto from the system's packages where it is missing
+	@deploy/install-broker
+
+install: ## install the daemon as a systemd service under PREFIX (as root; see docs/systemd.md)
+	@PREFIX=$(PREFIX) PYTHON=$(PYTHON) deploy/install
+
+clean: ## remove what was made here, the private database included
+	@rm -rf .venv .fleetwatt build *.egg-info .mypy_cache .pytest_cache .ruff_cache .hypothesis
+
+.venv/ready: requirements-dev.lock
+	@test -n "$(PYTHON)" || { echo "fleetwatt needs Python 3.11 or newer, and no python3 was found" >&2; exit 1; }
+	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' || { echo "fleetwatt needs Python 3.11 or newer; $(PYTHON) is older. Say which with: make PYTHON=/path/to/python3.11" >&2; exit 1; }
+	@echo "Installing the Python packages into .venv ..."
+	@$(PYTHON) -m venv .venv
+	@.venv/bin/python -m pip install $(PIP_FLAGS) -r requirements-dev.lock
+	@touch $@

@@ -1,0 +1,1 @@
+"""The ingestion process: from the broker to the table."""

@@ -1,0 +1,67 @@
+"""`python -m daemon` runs the daemon, `python -m daemon migrate` brings the database's schema up to date.
+
+Exit codes: 0 stopped in good order, 1 something failed, 2 a setting is wrong.
+"""
+
+import argparse
+import asyncio
+import os
+import sys
+
+import asyncpg
+import structlog
+import uvloop
+
+from daemon import service
+from daemon.settings import DaemonSettings
+from sql import logs
+from sql.errors import SchemaError
+from sql.migrate import migrate
+from sql.settings import DatabaseSettings, SettingsError, read
+
+log = structlog.get_logger("fleetwatt")
+
+
+def main(arguments: list[str] | None = None) -> int:
+    """The command line; returns the exit code."""
+    parser = argparse.ArgumentParser(prog="python -m daemon", description="From the broker to the table.")
+    commands = parser.add_subparsers(dest="command", metavar="COMMAND")
+    commands.add_parser("run", help="run the daemon (what is done when no command is given)")
+    commands.add_parser("migrate", help="bring the database's schema up to date")
+    command = parser.parse_args(arguments).command
+    try:
+        return _migrate() if command == "migrate" else _run()
+    except SettingsError as error:
+        print(f"fleetwatt: {error}", file=sys.stderr)  # noqa: T201 - a line for the technician, not a log record
+        return 2
+
+
+def _run() -> int:
+    settings = read(DaemonSettings, os.environ)
+    logs.configure(settings.log_format, settings.log_level)
+    uvloop.run(service.run(settings))
+    return 0
+
+
+def _migrate() -> int:
+    settings = read(DatabaseSettings, os.environ)
+    logs.configure(settings.log_format, settings.log_level)
+    try:
+        asyncio.run(_migrate_database(settings.database_url))
+    except (SchemaError, asyncpg.PostgresError, asyncpg.InterfaceError, OSError) as error:
+        log.error("the schema was not migrated", error=str(error) or type(error).__name__)
+        return 1
+    return 0
+
+
+async def _migrate_database(database_url: str) -> None:
+    connection = await asyncpg.connect(database_url, timeout=10)
+    try:
+        applied = await migrate(connection)
+    finally:
+        await connection.close()
+    log.info("the schema is up to date", applied=[str(migration) for migration in applied])
+
+
+if __name__ == "__main__":
+    sys.exit(main())

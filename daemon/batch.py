@@ -1,0 +1,106 @@
+"""Batches: what was received together, is stored together and is acknowledged together.
+
+Rule: a batch is handed to the writer as soon as the writer asks and the batch is full or its oldest reading is
+`flush_interval_s` old. So it grows while the writer is busy: low load gives low latency, high load large batches.
+A batch takes whole deliveries of one MQTT session, so that it is acknowledged on the connection it came from.
+"""
+
+import asyncio
+from collections import deque
+from collections.abc import Callable
+from typing import Protocol
+
+from daemon.readings import Decoded
+from sql.rejections import Rejection
+from sql.store import Kind, Row
+
+
+class Acknowledger(Protocol):
+    """The session that delivered a batch."""
+
+    def acknowledge(self, packet_ids: list[int]) -> None:
+        """Acknowledge packets, in this order; does nothing once the connection is gone."""
+
+
+class Batch:
+    """Readings of one session, in the order of their arrival."""
+
+    __slots__ = ("opened_at_s", "packet_ids", "readings", "rejections", "rows", "session")
+
+    def __init__(self, session: Acknowledger, opened_at_s: float) -> None:
+        self.session = session
+        self.opened_at_s = opened_at_s
+        self.packet_ids: list[int] = []
+        self.rows: dict[Kind, list[Row]] = {}
+        self.rejections: list[Rejection] = []
+        self.readings = 0
+
+    def add(self, decoded: Decoded, packet_id: int | None) -> None:
+        """Take what one message was decoded to; a message of QoS 0 has no packet id."""
+        if decoded.kind is not None:
+            self.rows.setdefault(decoded.kind, []).extend(decoded.rows)
+        self.rejections.extend(decoded.rejections)
+        self.readings += len(decoded.rows) + len(decoded.rejections)
+        if packet_id is not None:
+            self.packet_ids.append(packet_id)
+
+
+class Batches:
+    """The line of batches between intake and writer. `clock` gives monotonic seconds."""
+
+    def __init__(self, rows_max: int, flush_interval_s: float, clock: Callable[[], float]) -> None:
+        self._rows_max = rows_max
+        self._flush_interval_s = flush_interval_s
+        self._clock = clock
+        self._waiting: deque[Batch] = deque()
+        self._being_written: Batch | None = None
+        self._changed = asyncio.Event()
+        self._closed = False
+
+    def open(self, session: Acknowledger) -> Batch:
+        """The batch that the next delivery of this session goes into."""
+        if self._waiting:
+            last = self._waiting[-1]
+            if last.session is session and last.readings < self._rows_max:
+                return last
+        batch = Batch(session, self._clock())
+        self._waiting.append(batch)
+        return batch
+
+    def delivered(self) -> None:
+        """Tell the writer that a delivery is in."""
+        self._changed.set()
+
+    def close(self) -> None:
+        """No more deliveries: what is waiting is handed out at once, and then None."""
+        self._closed = True
+        self._changed.set()
+
+    async def next(self) -> Batch | None:
+        """The next batch to write, when it is due; None after the last one. Ends the batch handed out before."""
+        self._being_written = None
+        while (wait_s := self._due_in_s()) is None or wait_s > 0:
+            if self._closed and not self._waiting:
+                return None
+            self._changed.clear()
+            try:
+                async with asyncio.timeout(wait_s):
+                    await self._changed.wait()
+            except TimeoutError:
+                pass
+        self._being_written = self._waiting.popleft()
+        return self._being_written
+
+    def oldest_age_s(self) -> float:
+        """For how long the oldest reading that is not settled has been waiting; 0 where there is none."""
+        oldest = self._being_written or (self._waiting[0] if self._waiting else None)
+        return self._clock() - oldest.opened_at_s if oldest else 0.0
+
+    def _due_in_s(self) -> float | None:
+        """Seconds until the first waiting batch is due; None where nothing is waiting."""
+        if not self._waiting:
+            return None
+        first = self._waiting[0]
+        if self._closed or len(self._waiting) > 1 or first.readings >= self._rows_max:
+            return 0
+        return max(0.0, first.opened_at_s + self._flush_interval_s - self._clock())

@@ -1,0 +1,81 @@
+"""What the history needs now and then: its schema checked, partitions made ahead, expired ones dropped."""
+
+import asyncio
+from datetime import UTC, date, datetime, timedelta
+
+import asyncpg
+import structlog
+
+from daemon.backoff import Backoff
+from daemon.metrics import Metrics
+from sql.errors import SchemaError, sqlstate
+from sql.migrate import verify
+from sql.partitions import HISTORY_TABLES, Days, drop_before
+from sql.pool import Connection, Pool, lease
+
+log = structlog.get_logger("fleetwatt.maintenance")
+
+INTERVAL_S = 3600.0
+DAYS_AHEAD = 7
+"""A daemon that cannot do its maintenance for a week still finds its partitions ready."""
+FIRST_RETRY_S = 0.5
+LONGEST_RETRY_S = 60.0
+
+
+class Maintenance:
+    """Does its round at the start and every hour; a round that fails is tried again sooner."""
+
+    def __init__(self, pool: Pool, retention_days: int, metrics: Metrics) -> None:
+        self._pool = pool
+        self._retention_days = retention_days
+        self._metrics = metrics
+        self.schema_fault: str | None = "the schema was not checked yet"
+        """What is wrong with the schema, or None."""
+
+    async def run(self) -> None:
+        """Rounds for ever."""
+        backoff = Backoff(FIRST_RETRY_S, LONGEST_RETRY_S)
+        said: str | None = None
+        while True:
+            try:
+                async with lease(self._pool) as connection:
+                    await self._round(connection)
+            except (SchemaError, asyncpg.PostgresError, asyncpg.InterfaceError, OSError) as error:
+                text = str(error) or type(error).__name__
+                if text != said:
+                    log.error("maintenance failed, trying again", error=text, sqlstate=sqlstate(error))
+                said = text
+                await asyncio.sleep(backoff.next_s())
+            else:
+                said = None
+                backoff.reset()
+                await asyncio.sleep(INTERVAL_S)
+
+    async def _round(self, connection: Connection) -> None:
+        try:
+            await verify(connection)
+        except SchemaError as error:
+            self.schema_fault = str(error)
+            raise
+        self.schema_fault = None
+        today = datetime.now(UTC).date()
+        for table in HISTORY_TABLES:
+            await Days().ensure(connection, table, days_ahead(today))
+            if self._retention_days:
+                await self._drop(connection, table, first_day_kept(today, self._retention_days))
+
+    async def _drop(self, connection: Connection, table: str, first_kept: date) -> None:
+        dropped = await drop_before(connection, table, first_kept)
+        self._metrics.partitions_dropped.inc(len(dropped))
+        if dropped:
+            log.info("dropped history that is past its retention", table=table, partitions=dropped)
+
+
+def days_ahead(today: date) -> list[date]:
+    """The days whose partitions should be there."""
+    return [today + timedelta(days=n) for n in range(DAYS_AHEAD + 1)]
+
+
+def first_day_kept(today: date, retention_days: int) -> date:
+    """The first UTC day of which a part is within the retention."""
+    return today - timedelta(days=retention_days)

@@ -1,0 +1,362 @@
+"""What devices send, and what it means: topic and bytes in, rows or rejections out. Pure; no exception leaves it.
+
+Rule: a strict decoder runs first, because nearly every message is well-formed and it takes half a microsecond. Only
+what it refuses goes the lenient way, which takes arrays and numbers sent as text, and finds the sentence that says what
+is wrong. Both end in the same checks of id, type and time.
+
+Topic: `meters/{meterId}/reading` or `vehicles/{vehicleId}/reading`. Payload: JSON in UTF-8, an object or an array of
+objects. docs/readings.md has the fields, their ranges and the reasons for a rejection.
+"""
+
+import json
+import math
+import re
+from collections.abc import Callable, Sequence
+from datetime import UTC, datetime, timedelta
+from typing import Annotated, Any, Literal, NoReturn, TypeAlias, get_args
+
+import msgspec
+from msgspec import Meta, Struct, field
+
+from sql.rejections import Rejection
+from sql.store import METER, VEHICLE, Kind, Row
+
+PAYLOAD_BYTES_MAX = 1024 * 1024
+"""A week of one-minute readings in one array takes less; more than this is a fault of the sender."""
+ITEMS_MAX = 20_000
+"""Elements of one array. Bounds what a small message can cost: an array of a million zeros has 2 MB."""
+EARLIEST = datetime(2000, 1, 1, tzinfo=UTC)
+"""Clocks that were never set say 1970 or 1980."""
+
+Reason = Literal[
+    "malformed_json",
+    "wrong_type",
+    "missing_field",
+    "out_of_range",
+    "bad_timestamp",
+    "clock_ahead",
+    "too_old",
+    "bad_id",
+    "id_mismatch",
+    "bad_topic",
+    "too_large",
+    "conflict",
+    "refused_by_database",
+]
+REASONS: tuple[Reason, ...] = get_args(Reason)
+
+Timestamp: TypeAlias = Annotated[datetime, Meta(tz=True)] | float | None
+"""RFC 3339 with an offset, or Unix seconds or milliseconds; absent = time of receipt."""
+
+_ID = re.compile(r"[A-Za-z0-9._:-]{1,64}")
+_NUMBER = re.compile(r"[ \t]*[+-]?(\d+\.?\d*|\.\d+)([eE][+-]?\d+)?[ \t]*", re.ASCII)
+_EPOCH = datetime(1970, 1, 1, tzinfo=UTC)
+_MILLISECONDS_FROM = 1e11
+"""A Unix time from here on is in milliseconds: as seconds it would be in the year 5138."""
+
+
+class MeterReading(Struct, frozen=True, gc=False, rename="camel"):
+    """A smart meter's reading, AC, grid side."""
+
+    kwh_consumed_ac: Annotated[float, Meta(ge=0, le=1e9)]
+    """kWh"""
+    voltage: Annotated[float, Meta(ge=0, le=1000)]
+    """V"""
+    timestamp: Timestamp = None
+    device_id: str | None = field(default=None, name="meterId")
+    type: str | None = None
+
+
+class VehicleReading(Struct, frozen=True, gc=False, rename="camel"):
+    """A vehicle's reading, DC, battery side."""
+
+    soc: Annotated[float, Meta(ge=0, le=100)]
+    """State of charge, percent"""
+    kwh_delivered_dc: Annotated[float, Meta(ge=0, le=1e9)]
+    """kWh"""
+    battery_temp: Annotated[float, Meta(ge=-60, le=150)]
+    """Degrees Celsius"""
+    timestamp: Timestamp = None
+    device_id: str | None = field(default=None, name="vehicleId")
+    type: str | None = None
+
+
+Reading: TypeAlias = MeterReading | VehicleReading
+
+
+class Form(Struct, frozen=True):
+    """How the readings of one kind are written, and where they go."""
+
+    kind: Kind
+    build: Callable[..., Reading]
+    decode: Callable[[bytes], Reading]
+    values: Callable[[Reading], tuple[float, ...]]
+    id_key: str
+    ranges: dict[str, tuple[float, float]]
+    """Key in the payload -> least and greatest value allowed."""
+
+
+def _form(kind: Kind, struct: type[Reading], values: Callable[[Any], tuple[float, ...]]) -> Form:
+    keys = {info.name: info.encode_name for info in msgspec.structs.fields(struct)}
+    ranges = {}
+    for info in msgspec.structs.fields(struct):
+        for meta in getattr(info.type, "__metadata__", ()):
+            ranges[info.encode_name] = (meta.ge, meta.le)
+    return Form(kind, struct, msgspec.json.Decoder(struct).decode, values, keys["device_id"], ranges)
+
+
+METER_FORM = _form(METER, MeterReading, lambda reading: (reading.kwh_consumed_ac, reading.voltage))
+VEHICLE_FORM = _form(
+    VEHICLE, VehicleReading, lambda reading: (reading.soc, reading.kwh_delivered_dc, reading.battery_temp)
+)
+FORMS = {"meters": METER_FORM, "vehicles": VEHICLE_FORM}
+
+
+def topic_of(kind: Kind, device: str) -> str:
+    """The topic on which a device's readings come."""
+    return f"{kind.name}s/{device}/reading"
+
+
+class Rules(Struct, frozen=True):
+    """Which times are believed."""
+
+    clock_ahead_max: timedelta
+    retention: timedelta | None
+    """None: everything since the year 2000."""
+
+
+class ReceiptClock:
+    """Times of receipt. Strictly increasing, so that no two readings without a time of their own share a key."""
+
+    def __init__(self, now: Callable[[], datetime] = lambda: datetime.now(UTC)) -> None:
+        self._now = now
+        self._last = EARLIEST
+
+    def now(self) -> datetime:
+        """The time, and at least a microsecond more than was last handed out."""
+        self._last = max(self._now(), self._last + timedelta(microseconds=1))
+        return self._last
+
+
+class Receipt:
+    """The moment in which messages were received, with the times that are believed in it."""
+
+    __slots__ = ("at", "clock", "earliest", "latest")
+
+    def __init__(self, rules: Rules, clock: ReceiptClock) -> None:
+        self.clock = clock
+        self.at = clock.now()
+        self.latest = self.at + rules.clock_ahead_max
+        self.earliest = max(EARLIEST, self.at - rules.retention) if rules.retention else EARLIEST
+
+
+class Decoded(Struct, gc=False):
+    """What became of one message. `len(rows) + len(rejections)` is how many readings it counts for."""
+
+    kind: Kind | None
+    rows: Sequence[Row]
+    rejections: Sequence[Rejection] = ()
+
+
+class _Refused(Exception):  # noqa: N818 - never leaves this file; it carries a reason, it is no error of ours
+    def __init__(self, reason: Reason, detail: str) -> None:
+        super().__init__(reason, detail)
+        self.reason = reason
+        self.detail = detail
+
+
+def decode(topic: str, payload: bytes, receipt: Receipt) -> Decoded:
+    """Decode one message.
+
+    Rows are `(device, ts, value, ..., received_at, payload)`, with values in the order of the history table's columns
+    and the payload cut down to the element where the message is an array.
+    """
+    try:
+        form, device = _parse_topic(topic)
+        if len(payload) > PAYLOAD_BYTES_MAX:
+            raise _Refused(
+                "too_large", f"the payload has {len(payload)} bytes; at most {PAYLOAD_BYTES_MAX} are allowed"
+            )
+        if not payload.isascii():
+            _check_utf8(payload)
+        try:
+            reading = form.decode(payload)
+        except (msgspec.DecodeError, ValueError, RecursionError):
+            return _decode_leniently(form, device, topic, payload, receipt)
+        return Decoded(form.kind, (_row(form, device, reading, payload, receipt),))
+    except _Refused as refused:
+        return Decoded(None, (), (Rejection(receipt.at, topic, refused.reason, refused.detail, payload),))
+
+
+def _parse_topic(topic: str) -> tuple[Form, str]:
+    parts = topic.split("/")
+    form = FORMS.get(parts[0])
+    if form is None or len(parts) != 3 or parts[2] != "reading":
+        raise _Refused(
+            "bad_topic",
+            f"the topic is {topic!a}; allowed: meters/{{meterId}}/reading or vehicles/{{vehicleId}}/reading",
+        )
+    if not _ID.fullmatch(parts[1]):
+        raise _Refused("bad_id", f"the id in the topic is {parts[1]!a}; allowed: 1 to 64 of A-Z a-z 0-9 . _ : -")
+    return form, parts[1]
+
+
+def _check_utf8(payload: bytes) -> None:
+    try:
+        payload.decode("utf-8")
+    except UnicodeDecodeError as error:
+        raise _Refused("malformed_json", f"the payload is not UTF-8: {error.reason} at byte {error.start}") from None
+
+
+def _row(form: Form, device: str, reading: Reading, payload: bytes, receipt: Receipt) -> Row:
+    """The checks that a type cannot express: id, type and time."""
+    if reading.device_id is not None and reading.device_id != device:
+        _refuse_id(form, device, reading.device_id)
+    if reading.type is not None and reading.type.lower() != form.kind.name:
+        raise _Refused("wrong_type", f"`type` is {_shown(reading.type)}, but the topic is that of a {form.kind.name}")
+    ts = reading.timestamp
+    if ts is None:
+        ts = receipt.clock.now()
+        return (device, ts, *form.values(reading), ts, payload)
+    if not isinstance(ts, datetime):
+        ts = _from_unix(ts)
+    if not receipt.earliest <= ts <= receipt.latest:
+        _refuse_time(ts, receipt)
+    return (device, ts if ts.tzinfo is UTC else ts.astimezone(UTC), *form.values(reading), receipt.at, payload)
+
+
+def _refuse_id(form: Form, device: str, found: str) -> NoReturn:
+    if not _ID.fullmatch(found):
+        raise _Refused("bad_id", f"`{form.id_key}` is {_shown(found)}; allowed: 1 to 64 of A-Z a-z 0-9 . _ : -")
+    raise _Refused("id_mismatch", f"`{form.id_key}` is {_shown(found)}, but the topic says {device!a}")
+
+
+def _refuse_time(ts: datetime, receipt: Receipt) -> NoReturn:
+    if ts > receipt.latest:
+        ahead_s = (ts - receipt.at).total_seconds()
+        allowed_s = (receipt.latest - receipt.at).total_seconds()
+        raise _Refused("clock_ahead", f"`timestamp` is {ahead_s:.0f} s ahead; at most {allowed_s:.0f} s are allowed")
+    raise _Refused(
+        "too_old", f"`timestamp` is {ts.isoformat()}; the earliest that is kept is {receipt.earliest.isoformat()}"
+    )
+
+
+def _from_unix(number: float) -> datetime:
+    unit = "milliseconds" if abs(number) >= _MILLISECONDS_FROM else "seconds"
+    try:
+        return _EPOCH + timedelta(**{unit: number})
+    except (OverflowError, ValueError):
+        raise _Refused("bad_timestamp", f"`timestamp` is {number!r}, which is no Unix time") from None
+
+
+def _decode_leniently(form: Form, device: str, topic: str, payload: bytes, receipt: Receipt) -> Decoded:
+    rows: list[Row] = []
+    rejections: list[Rejection] = []
+    for item in _items(payload):
+        try:
+            rows.append(_row(form, device, _lenient(form, item), item, receipt))
+        except _Refused as refused:
+            rejections.append(Rejection(receipt.at, topic, refused.reason, refused.detail, item))
+    return Decoded(form.kind, rows, rejections)
+
+
+_decode_raw_items = msgspec.json.Decoder(list[msgspec.Raw]).decode
+
+
+def _items(payload: bytes) -> list[bytes]:
+    """The elements of an array, each as the bytes that came; a payload that is no array is its own element."""
+    if not payload.lstrip().startswith(b"["):
+        return [payload]
+    try:
+        items = [bytes(raw).strip() for raw in _decode_raw_items(payload)]
+    except (msgspec.DecodeError, ValueError) as error:
+        raise _Refused("malformed_json", _json_fault(error)) from None
+    except RecursionError:
+        raise _Refused("malformed_json", "the JSON is nested too deeply") from None
+    if not items:
+        raise _Refused("missing_field", "the array is empty")
+    if len(items) > ITEMS_MAX:
+        raise _Refused("too_large", f"the array has {len(items)} elements; at most {ITEMS_MAX} are allowed")
+    return items
+
+
+def _lenient(form: Form, item: bytes) -> Reading:
+    """One element as a reading, the strict way where it is good enough; raises _Refused with what is wrong."""
+    try:
+        return form.decode(item)
+    except (msgspec.DecodeError, ValueError, RecursionError):
+        found = _parse(item)
+    if not isinstance(found, dict):
+        raise _Refused("wrong_type", f"expected an object with the fields of a {form.kind.name}, got {_shown(found)}")
+    values = [_number(found, key, least, greatest) for key, (least, greatest) in form.ranges.items()]
+    device_id, kind_name = (_text(found, key) for key in (form.id_key, "type"))
+    return form.build(*values, _timestamp(found.get("timestamp")), device_id, kind_name)
+
+
+def _parse(item: bytes) -> Any:
+    # The standard library's parser and not msgspec's: it takes a number beyond the range of a double for infinity,
+    # so that it is out of range and not malformed.
+    try:
+        return json.loads(item.decode("utf-8-sig"), parse_constant=_refuse_constant)
+    except ValueError as error:
+        raise _Refused("malformed_json", _json_fault(error)) from None
+    except RecursionError:
+        raise _Refused("malformed_json", "the JSON is nested too deeply") from None
+
+
+def _refuse_constant(name: str) -> NoReturn:
+    raise _Refused("malformed_json", f"{name} is not JSON")
+
+
+def _json_fault(error: Exception) -> str:
+    return f"the payload is not JSON: {error}"
+
+
+def _number(found: dict[str, Any], key: str, least: float, greatest: float) -> float:
+    if key not in found:
+        raise _Refused("missing_field", f"`{key}` is missing")
+    value = found[key]
+    if isinstance(value, str) and _NUMBER.fullmatch(value):
+        value = float(value)
+    if isinstance(value, bool) or not isinstance(value, int | float):
+        raise _Refused("wrong_type", f"`{key}` is {_shown(value)}; a number is expected")
+    if not (least <= value <= greatest and math.isfinite(value)):
+        raise _Refused("out_of_range", f"`{key}` is {_shown(value)}; allowed: {least:g} to {greatest:g}")
+    return float(value)
+
+
+def _text(found: dict[str, Any], key: str) -> str | None:
+    value = found.get(key)
+    if value is None or isinstance(value, str):
+        return value
+    raise _Refused("wrong_type", f"`{key}` is {_shown(value)}; text is expected")
+
+
+def _timestamp(value: Any) -> datetime | float | None:
+    if isinstance(value, str) and _NUMBER.fullmatch(value):
+        value = float(value)
+    if value is None or (isinstance(value, int | float) and not isinstance(value, bool)):
+        return _finite(value)
+    try:
+        instant: datetime = msgspec.convert(value, Annotated[datetime, Meta(tz=True)])
+    except msgspec.ValidationError:
+        raise _Refused(
+            "bad_timestamp",
+            f"`timestamp` is {_shown(value)}; allowed: RFC 3339 with an offset, or Unix seconds or milliseconds",
+        ) from None
+    return instant
+
+
+def _finite(number: float | None) -> float | None:
+    try:
+        if number is None or math.isfinite(number):
+            return number
+    except OverflowError:  # an integer of more than 308 digits
+        pass
+    raise _Refused("bad_timestamp", "`timestamp` is a number without end, which is no Unix time")
+
+
+def _shown(value: Any) -> str:
+    """A value from a message as it may stand in a sentence: ASCII and short."""
+    text = ascii(value)
+    return text if len(text) <= 60 else f"{text[:57]}..."

@@ -1,0 +1,59 @@
+"""What an error of the database asks for.
+
+| what came | verdict | so the caller |
+| --- | --- | --- |
+| 21 cardinality, 22 data, 23 constraint | `ROW` | isolates the row and rejects it |
+| 08 connection, 25006, 40 rollback, 53 resources, 55 state, 57 operator | `PASSES` | keeps the rows, retries |
+| the connection broke, was refused or timed out | `PASSES` | the same; the outcome of a commit is unknown |
+| 42 no such table or right, 3D no such database, 28 password, all else | `OURS` | stops loudly, keeps the batch |
+
+The classes are those of PostgreSQL's appendix A, "PostgreSQL Error Codes".
+"""
+
+from enum import Enum
+
+import asyncpg
+
+
+class Verdict(Enum):
+    """Whose fault an error is, and so what to do."""
+
+    ROW = "row"
+    PASSES = "passes"
+    OURS = "ours"
+
+
+_ROW_CLASSES = frozenset({"21", "22", "23"})
+_PASSING_CLASSES = frozenset({"08", "40", "53", "55", "57"})
+_READ_ONLY = "25006"
+
+
+class SchemaError(Exception):
+    """The schema in the database is not the one that this program was made for."""
+
+
+def judge(error: BaseException) -> Verdict:
+    """The verdict on an error that a statement, a commit or a connection attempt raised."""
+    if isinstance(error, asyncpg.PostgresError):
+        state = sqlstate(error)
+        if state[:2] in _ROW_CLASSES:
+            return Verdict.ROW
+        if state[:2] in _PASSING_CLASSES or state == _READ_ONLY:
+            return Verdict.PASSES
+        return Verdict.OURS
+    if isinstance(error, UnicodeEncodeError):
+        return Verdict.ROW
+    # Time-outs are OSErrors; an InterfaceError says that the connection cannot be used any more.
+    if isinstance(error, asyncpg.InterfaceError | OSError | EOFError):
+        return Verdict.PASSES
+    return Verdict.OURS
+
+
+def sqlstate(error: BaseException) -> str:
+    """The five characters of SQLSTATE, or the name of the exception for an error that has none."""
+    return getattr(error, "sqlstate", None) or type(error).__name__
+
+
+def is_read_only(error: BaseException) -> bool:
+    """True where the server was demoted: a connection to it never gets better, so it must be thrown away."""
+    return sqlstate(error) == _READ_ONLY

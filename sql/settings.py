@@ -1,0 +1,103 @@
+"""Settings come from environment variables, are checked whole before any I/O, and are frozen afterwards.
+
+Rule: a variable that is wrong raises `SettingsError`, whose text is the one line that a technician reads: the
+variable, its value, what is allowed. Each variable `NAME` may instead be given as `NAME_FILE`, the path of a file that
+holds the value (for secrets); both at once is an error. A variable that is set but empty counts as not set.
+"""
+
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Annotated, Any, Literal, TypeVar, get_args, get_type_hints
+from urllib.parse import urlsplit
+
+import msgspec
+from msgspec import Meta
+
+T = TypeVar("T", bound="DatabaseSettings")
+
+
+class SettingsError(Exception):
+    """A setting is missing or wrong."""
+
+
+class DatabaseSettings(msgspec.Struct, frozen=True, kw_only=True):
+    """What every process of the house needs."""
+
+    database_url: Annotated[str, Meta(description="postgresql://USER:PASSWORD@HOST:PORT/DATABASE")]
+    log_format: Annotated[Literal["console", "json"], Meta(description="console or json")] = "console"
+    log_level: Annotated[
+        Literal["debug", "info", "warning", "error"], Meta(description="debug, info, warning or error")
+    ] = "info"
+
+    def __post_init__(self) -> None:
+        check_url(
+            "DATABASE_URL", self.database_url, ("postgresql", "postgres"), allowed_text(type(self), "database_url")
+        )
+
+
+def check_url(variable: str, url: str, schemes: tuple[str, ...], allowed: str) -> None:
+    """Raise SettingsError unless `url` has one of the schemes and, where it names a port, a possible one."""
+    try:
+        parts = urlsplit(url)
+        port_is_wrong = parts.port == 0
+    except ValueError:
+        raise SettingsError(_message(variable, url, allowed)) from None
+    if parts.scheme not in schemes or port_is_wrong:
+        raise SettingsError(_message(variable, url, allowed))
+
+
+def without_password(url: str) -> str:
+    """The URL as it may be shown: the password replaced by ***."""
+    head, separator, tail = url.rpartition("@")
+    if not separator:
+        return url
+    scheme, slashes, account = head.rpartition("//")
+    user, colon, _ = account.partition(":")
+    return f"{scheme}{slashes}{user}{colon}{'***' if colon else ''}@{tail}"
+
+
+def read(settings_type: type[T], environ: Mapping[str, str]) -> T:
+    """Build settings from environment variables; raises SettingsError with a line for a technician."""
+    values: dict[str, Any] = {}
+    for field, field_type in get_type_hints(settings_type, include_extras=True).items():
+        variable = field.upper()
+        text = _text_of(variable, environ)
+        if text is None:
+            continue
+        try:
+            values[field] = msgspec.convert(text, field_type, strict=False)
+        except msgspec.ValidationError:
+            raise SettingsError(_message(variable, text, allowed_text(settings_type, field))) from None
+    for info in msgspec.structs.fields(settings_type):
+        if info.required and info.name not in values:
+            allowed = allowed_text(settings_type, info.name)
+            raise SettingsError(f"{info.name.upper()} is not set; give it as {allowed}, or {info.name.upper()}_FILE")
+    return settings_type(**values)
+
+
+def allowed_text(settings_type: type[DatabaseSettings], field: str) -> str:
+    """What a field may hold, in words: the description in its annotation."""
+    field_type = get_type_hints(settings_type, include_extras=True)[field]
+    for candidate in (field_type, *get_args(field_type)):  # X, or X | None
+        for meta in getattr(candidate, "__metadata__", ()):
+            if isinstance(meta, Meta) and meta.description:
+                return meta.description
+    raise LookupError(f"{settings_type.__name__}.{field} does not say what is allowed")
+
+
+def _text_of(variable: str, environ: Mapping[str, str]) -> str | None:
+    direct, path = environ.get(variable), environ.get(f"{variable}_FILE")
+    if direct and path:
+        raise SettingsError(f"{variable} and {variable}_FILE are both set; only one of them is allowed")
+    if not path:
+        return direct or None
+    try:
+        return Path(path).read_text(encoding="utf-8").strip() or None
+    except (OSError, UnicodeDecodeError) as error:
+        raise SettingsError(
+            f"{variable}_FILE is {path!r}, which cannot be read ({error}); allowed: the path of a readable text file"
+        ) from error
+
+
+def _message(variable: str, value: str, allowed: str) -> str:
+    return f"{variable} is {without_password(value)!r}; allowed: {allowed}"

@@ -1,0 +1,144 @@
+"""The write path: a batch of readings of one kind into history and live state, in one transaction.
+
+A row is a plain tuple, because there are tens of thousands a second:
+`(device, ts, value, ..., received_at, payload)`. Its columns but the last are those of the history table; the payload
+(the bytes it was decoded from) stays with it, so that a row that cannot be stored can still be kept as a rejection.
+
+Two ways lead into the table, and a batch first takes the fast one:
+
+- `copy`: binary COPY of sorted rows, then the live upsert. All or nothing: one repeated key fails the batch.
+- `insert`: `unnest` with ON CONFLICT DO NOTHING. Says of each row whether it was stored, was there already
+  (a duplicate) or contradicts what is there (a conflict: same device and time, other values).
+
+Rows are sorted by key in both, so that two writers meet the same rows in the same order and cannot deadlock.
+"""
+
+from datetime import datetime
+from operator import itemgetter
+from typing import Any, TypeAlias
+
+import msgspec
+
+from sql.partitions import Days, days_between
+from sql.pool import Connection
+from sql.queries import query
+
+Row: TypeAlias = tuple[Any, ...]
+
+_key = itemgetter(0, 1)
+_ts = itemgetter(1)
+
+
+class Kind(msgspec.Struct, frozen=True):
+    """One kind of device: its tables, its queries and the history's columns."""
+
+    name: str
+    columns: tuple[str, ...]
+
+    @property
+    def history_table(self) -> str:
+        """The partitioned table of all readings."""
+        return f"{self.name}_reading"
+
+
+METER = Kind("meter", ("meter_id", "ts", "kwh_consumed_ac", "voltage", "received_at"))
+VEHICLE = Kind("vehicle", ("vehicle_id", "ts", "soc", "kwh_delivered_dc", "battery_temp", "received_at"))
+
+
+class Sorted(msgspec.Struct):
+    """Rows of one kind, ready for the table: ordered by key, each key once, with what fell out on the way."""
+
+    rows: list[Row]
+    newest: list[Row]
+    """The last row of each device, in the order of `rows`."""
+    duplicates: int
+    """Rows that repeated another of the batch to the letter."""
+    conflicts: list[Row]
+    """Rows with the key of an earlier one of the batch and other values."""
+
+
+class Inserted(msgspec.Struct):
+    """What became of the rows that went the slow way."""
+
+    stored: int
+    duplicates: int
+    conflicts: list[Row]
+
+
+def sort(rows: list[Row]) -> Sorted:
+    """Order rows by key and keep, of those that share one, the first that arrived. `rows` is sorted in place."""
+    rows.sort(key=_key)  # stable, so that rows with one key stay in the order of their arrival
+    if len(set(map(_key, rows))) == len(rows):
+        return Sorted(rows, _newest(rows), 0, [])
+    return _without_repeats(rows)
+
+
+def _newest(rows: list[Row]) -> list[Row]:
+    return list({row[0]: row for row in rows}.values())
+
+
+def _without_repeats(rows: list[Row]) -> Sorted:
+    kept: list[Row] = []
+    duplicates, conflicts = 0, []
+    for row in rows:
+        if kept and _key(kept[-1]) == _key(row):
+            if _values(kept[-1]) == _values(row):
+                duplicates += 1
+            else:
+                conflicts.append(row)
+        else:
+            kept.append(row)
+    return Sorted(kept, _newest(kept), duplicates, conflicts)
+
+
+async def copy(connection: Connection, kind: Kind, batch: Sorted, days: Days) -> None:
+    """The fast way: all rows, or an error and none. The rows are committed when this returns."""
+    await _ensure_days(connection, kind, batch.rows, days)
+    columns = itemgetter(*range(len(kind.columns)))
+    async with connection.transaction():
+        await connection.copy_records_to_table(
+            kind.history_table, records=map(columns, batch.rows), columns=kind.columns
+        )
+        await connection.execute(query(f"upsert_{kind.name}_status"), *_arrays(kind, batch.newest))
+
+
+async def insert(connection: Connection, kind: Kind, rows: list[Row], days: Days) -> Inserted:
+    """The slow way: rows in key order, each key once. What is new is committed when this returns.
+
+    A row that is in the table with its own time of receipt was stored by an earlier try whose commit was not
+    answered, so it counts as stored and not as a duplicate.
+    """
+    days.forget(kind.history_table)
+    await _ensure_days(connection, kind, rows, days)
+    arrays = _arrays(kind, rows)
+    repeats: dict[int, bool] = {}
+    async with connection.transaction():
+        if await connection.fetchval(query(f"insert_{kind.name}_readings"), *arrays) < len(rows):
+            first, last = _span(rows)
+            found = await connection.fetch(query(f"find_{kind.name}_repeats"), *arrays, first, last)
+            repeats = {repeat["n"] - 1: repeat["same"] for repeat in found}
+        fresh = [row for n, row in enumerate(rows) if n not in repeats]
+        await connection.execute(query(f"upsert_{kind.name}_status"), *_arrays(kind, _newest(fresh)))
+    conflicts = [rows[n] for n, same in repeats.items() if not same]
+    return Inserted(len(fresh), len(repeats) - len(conflicts), conflicts)
+
+
+async def _ensure_days(connection: Connection, kind: Kind, rows: list[Row], days: Days) -> None:
+    first, last = _span(rows)
+    wanted = days_between(first, last)
+    if len(wanted) > 2:  # a batch with old readings rarely has one of each day between
+        wanted = list({day for row in rows for day in days_between(row[1], row[1])})
+    await days.ensure(connection, kind.history_table, wanted)
+
+
+def _span(rows: list[Row]) -> tuple[datetime, datetime]:
+    return min(map(_ts, rows)), max(map(_ts, rows))
+
+
+def _values(row: Row) -> Row:
+    return row[2:-2]
+
+
+def _arrays(kind: Kind, rows: list[Row]) -> list[Any]:
+    """One array a column, as `unnest` takes them."""
+    return list(zip(*rows, strict=True))[: len(kind.columns)] if rows else [[] for _ in kind.columns]
