@@ -32,6 +32,7 @@ class Child:
         folder: Path,
         *,
         env: Mapping[str, str] | None = None,
+        cwd: Path | None = None,
         account: tuple[int, int] | None = None,
         stop_signal: signal.Signals = signal.SIGTERM,
     ) -> None:
@@ -41,6 +42,7 @@ class Child:
         self._pid_file = folder / f"{name}.pid"
         self._command = command
         self._env = dict(env) if env is not None else None
+        self._cwd = cwd
         self._account = account
         self._stop_signal = stop_signal
         self._process: subprocess.Popen[bytes] | None = None
@@ -67,6 +69,7 @@ class Child:
                 stdout=log,
                 stderr=log,
                 env=self._env,
+                cwd=self._cwd,
                 start_new_session=True,
                 user=user,
                 group=group,

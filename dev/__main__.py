@@ -1,0 +1,55 @@
+"""`python -m dev run`, `replay` and `bench`; `--help` says what each does."""
+
+import argparse
+import asyncio
+import os
+import sys
+from pathlib import Path
+
+from dev.processes import ProcessError
+from dev.replay import ReplayError, replay
+from dev.run import Run
+
+FOLDER = Path(".fleetwatt")
+
+
+def main() -> int:
+    """The command line; returns the exit code."""
+    options = _parser().parse_args()
+    try:
+        match options.command:
+            case "run":
+                stack_folder = FOLDER.absolute()
+                return asyncio.run(Run(stack_folder, options.fleet, options.seconds, options.seed).run())
+            case "replay":
+                asyncio.run(replay(options.file, FOLDER))
+    except (ProcessError, ReplayError) as error:
+        print(f"fleetwatt: {error}", file=sys.stderr)
+        return 1
+    return 0
+
+
+def _parser() -> argparse.ArgumentParser:
+    parser = argparse.ArgumentParser(prog="python -m dev", description="Try fleetwatt on this machine.")
+    commands = parser.add_subparsers(dest="command", metavar="COMMAND", required=True)
+    run = commands.add_parser("run", help="private broker and database, daemon, simulated fleet")
+    run.add_argument(
+        "--fleet", type=_count, default=os.environ.get("FLEET", "200"), help="vehicles, each with its meter"
+    )
+    run.add_argument(
+        "--seconds", type=_count, default=os.environ.get("SECONDS", "0"), help="how long; 0 = until Ctrl-C"
+    )
+    run.add_argument("--seed", type=_count, default=os.environ.get("SEED", "1"), help="another number, another fleet")
+    play = commands.add_parser("replay", help="publish recorded readings")
+    play.add_argument("file", type=Path, help='a file with {"topic": …, "payload": …} a line')
+    return parser
+
+
+def _count(text: str) -> int:
+    if not text.isdecimal():
+        raise argparse.ArgumentTypeError(f"{text!r} is not a whole number from 0")
+    return int(text)
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,78 @@
+"""Looking at the daemon's books from outside: its metrics, and the rows in the database."""
+
+import asyncio
+import urllib.request
+from collections import defaultdict
+from collections.abc import Mapping
+
+import asyncpg
+from msgspec import Struct
+from prometheus_client.parser import text_string_to_metric_families
+
+
+class Books(Struct):
+    """The daemon's counts at one moment."""
+
+    received: int = 0
+    stored: Mapping[str, int] = {}
+    duplicate: int = 0
+    rejected: Mapping[str, int] = {}
+    spooled: int = 0
+    in_flight: int = 0
+    unaccounted: int = 0
+    batches: int = 0
+    receipt_to_commit_s: float = 0.0
+    """Summed over the batches."""
+
+    @property
+    def settled(self) -> int:
+        """Readings that are stored, duplicate or rejected."""
+        return sum(self.stored.values()) + self.duplicate + sum(self.rejected.values())
+
+
+async def read_books(metrics_url: str) -> Books:
+    """Ask the daemon; raises OSError where it does not answer."""
+    return parse_books(await asyncio.to_thread(_get, f"{metrics_url}/metrics"))
+
+
+def parse_books(text: str) -> Books:
+    """Find the books in Prometheus' text."""
+    samples: defaultdict[str, dict[str, float]] = defaultdict(dict)
+    for family in text_string_to_metric_families(text):
+        for sample in family.samples:
+            samples[sample.name.removeprefix("fleetwatt_")]["".join(sample.labels.values())] = sample.value
+
+    def total(name: str) -> int:
+        return int(sum(samples[name].values()))
+
+    def by_label(name: str) -> dict[str, int]:
+        return {label: int(value) for label, value in samples[name].items()}
+
+    return Books(
+        received=total("readings_received_total"),
+        stored=by_label("readings_stored_total"),
+        duplicate=total("readings_duplicate_total"),
+        rejected=by_label("readings_rejected_total"),
+        spooled=total("readings_spooled"),
+        in_flight=total("readings_in_flight"),
+        unaccounted=total("readings_unaccounted"),
+        batches=total("receipt_to_commit_seconds_count"),
+        receipt_to_commit_s=sum(samples["receipt_to_commit_seconds_sum"].values()),
+    )
+
+
+async def count_rows(database_url: str) -> dict[str, int]:
+    """Rows of the history tables and of the rejections."""
+    connection = await asyncpg.connect(database_url)
+    try:
+        return {
+            table: await connection.fetchval(f"SELECT count(*) FROM {table}")  # noqa: S608 - names of ours
+            for table in ("meter_reading", "vehicle_reading", "rejection")
+        }
+    finally:
+        await connection.close()
+
+
+def _get(url: str) -> str:
+    with urllib.request.urlopen(url, timeout=5) as answer:  # noqa: S310 - http, to our own daemon
+        return str(answer.read().decode())

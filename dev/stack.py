@@ -1,0 +1,130 @@
+"""The private stack: database, broker and daemon in one folder, started in order and stopped in reverse."""
+
+import fcntl
+import os
+import subprocess
+import sys
+import urllib.error
+import urllib.request
+from collections.abc import Mapping
+from pathlib import Path
+from types import TracebackType
+from typing import TextIO
+
+from dev.broker import PrivateBroker
+from dev.postgres import PrivatePostgres
+from dev.processes import Child, ProcessError, end_orphans, free_port
+
+ROOT = Path(__file__).parent.parent
+DATABASE = "fleetwatt"
+
+
+class Stack:
+    """Everything that `python -m dev run` starts. The data stay in the folder, the ports are new each time."""
+
+    def __init__(self, folder: Path, settings: Mapping[str, str] | None = None) -> None:
+        """`settings` are settings of the daemon; those of the environment apply as well, but for the addresses."""
+        folder.mkdir(parents=True, exist_ok=True)
+        self.folder = folder
+        self._lock = _lock(folder)
+        for part in ("postgres", "mosquitto", "."):
+            for name in end_orphans(folder / part):
+                print(f"ended {name}, which an earlier run had left behind")
+        self.postgres = PrivatePostgres(folder / "postgres")
+        self.broker = PrivateBroker(folder / "mosquitto")
+        self.metrics_port = free_port()
+        self._settings = dict(settings or {})
+        self._env_file = folder / "env"
+        self._daemon: Child | None = None
+
+    def __enter__(self) -> "Stack":
+        self._env_file.unlink(missing_ok=True)
+        try:
+            self.postgres.start()
+            self.postgres.create_database(DATABASE)
+            self.broker.start()
+            self.migrate()
+            self.daemon.start(self._is_ready)
+        except BaseException:
+            self.stop()
+            raise
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None
+    ) -> None:
+        self.stop()
+
+    @property
+    def database_url(self) -> str:
+        """The URL of the database."""
+        return self.postgres.url(DATABASE)
+
+    @property
+    def metrics_url(self) -> str:
+        """The base of the daemon's own HTTP routes."""
+        return f"http://127.0.0.1:{self.metrics_port}"
+
+    @property
+    def daemon(self) -> Child:
+        """The daemon's process."""
+        if self._daemon is None:
+            command = [sys.executable, "-m", "daemon"]
+            self._daemon = Child("daemon", command, self.folder, env=self._environment(), cwd=ROOT)
+        return self._daemon
+
+    def migrate(self) -> None:
+        """Bring the schema up to date."""
+        command = [sys.executable, "-m", "daemon", "migrate"]
+        done = subprocess.run(command, env=self._environment(), cwd=ROOT, capture_output=True, text=True, check=False)
+        if done.returncode:
+            raise ProcessError(f"the schema was not migrated:\n{done.stderr}")
+
+    def start_daemon(self) -> None:
+        """Start the daemon, again where it has ended, and wait until it is ready."""
+        self.daemon.start(self._is_ready)
+
+    def write_env(self) -> Path:
+        """Leave the addresses for whoever wants to talk to the stack."""
+        lines = {"MQTT_URL": self.broker.url, "DATABASE_URL": self.database_url, "METRICS_URL": self.metrics_url}
+        self._env_file.touch(mode=0o600)
+        self._env_file.write_text("".join(f"{name}={value}\n" for name, value in lines.items()), encoding="utf-8")
+        return self._env_file
+
+    def stop(self) -> None:
+        """Stop everything that runs, the daemon first, so that it can write its last batch."""
+        self._env_file.unlink(missing_ok=True)
+        for child in (self.daemon, self.broker.process, self.postgres.process):
+            child.stop()
+        self._lock.close()
+
+    def _environment(self) -> dict[str, str]:
+        addresses = {
+            "MQTT_URL": self.broker.url,
+            "DATABASE_URL": self.database_url,
+            "METRICS_HOST": "127.0.0.1",
+            "METRICS_PORT": str(self.metrics_port),
+        }
+        ours = {**self._settings, **addresses}
+        theirs = {name: value for name, value in os.environ.items() if name.removesuffix("_FILE") not in ours}
+        return {**theirs, **ours}
+
+    def _is_ready(self) -> bool:
+        try:
+            with urllib.request.urlopen(f"{self.metrics_url}/readyz", timeout=5) as answer:  # noqa: S310 - http, ours
+                return bool(answer.status == 200)
+        except (urllib.error.URLError, OSError):
+            return False
+
+
+def _lock(folder: Path) -> TextIO:
+    """Held as long as the stack lives: two stacks on one folder would ruin each other."""
+    lock = (folder / "lock").open("w")
+    try:
+        fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except BlockingIOError:
+        lock.close()
+        raise ProcessError(
+            f"another fleetwatt runs in {folder}; stop it, or start this one in another folder"
+        ) from None
+    return lock
