@@ -37,7 +37,7 @@ class Batch:
 
     def add(self, decoded: Decoded, packet_id: int | None) -> None:
         """Take what one message was decoded to; a message of QoS 0 has no packet id."""
-        if decoded.kind is not None:
+        if decoded.kind is not None and decoded.rows:
             self.rows.setdefault(decoded.kind, []).extend(decoded.rows)
         self.rejections.extend(decoded.rejections)
         self.readings += len(decoded.rows) + len(decoded.rejections)

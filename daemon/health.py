@@ -86,7 +86,7 @@ def listen(host: str, port: int) -> socket.socket:
     try:
         family = socket.getaddrinfo(host, port, type=socket.SOCK_STREAM)[0][0]
         return socket.create_server((host, port), family=family)
-    except OSError as error:
+    except (OSError, UnicodeError) as error:  # the latter for a name that no look-up can be made of
         raise SettingsError(
             f"METRICS_HOST and METRICS_PORT are {host!r} and {port}, where the daemon cannot listen ({error}); "
             "allowed: an address of this machine and a free port"

@@ -19,7 +19,7 @@ INTERVAL_S = 3600.0
 DAYS_AHEAD = 7
 """A daemon that cannot do its maintenance for a week still finds its partitions ready."""
 FIRST_RETRY_S = 0.5
-LONGEST_RETRY_S = 60.0
+LONGEST_RETRY_S = 10.0
 
 
 class Maintenance:

@@ -8,6 +8,7 @@ Topic: `meters/{meterId}/reading` or `vehicles/{vehicleId}/reading`. Payload: JS
 objects. docs/readings.md has the fields, their ranges and the reasons for a rejection.
 """
 
+import codecs
 import json
 import math
 import re
@@ -49,7 +50,8 @@ Timestamp: TypeAlias = Annotated[datetime, Meta(tz=True)] | float | None
 """RFC 3339 with an offset, or Unix seconds or milliseconds; absent = time of receipt."""
 
 _ID = re.compile(r"[A-Za-z0-9._:-]{1,64}")
-_NUMBER = re.compile(r"[ \t]*[+-]?(\d+\.?\d*|\.\d+)([eE][+-]?\d+)?[ \t]*", re.ASCII)
+# Digits match in one way only: a second one would take hours over a megabyte of them with a letter at the end.
+_NUMBER = re.compile(r"[ \t]*[+-]?(\d+(\.\d*)?|\.\d+)([eE][+-]?\d+)?[ \t]*", re.ASCII)
 _EPOCH = datetime(1970, 1, 1, tzinfo=UTC)
 _MILLISECONDS_FROM = 1e11
 """A Unix time from here on is in milliseconds: as seconds it would be in the year 5138."""
@@ -265,10 +267,11 @@ _decode_raw_items = msgspec.json.Decoder(list[msgspec.Raw]).decode
 
 def _items(payload: bytes) -> list[bytes]:
     """The elements of an array, each as the bytes that came; a payload that is no array is its own element."""
-    if not payload.lstrip().startswith(b"["):
+    text = payload.removeprefix(codecs.BOM_UTF8)
+    if not text.lstrip().startswith(b"["):
         return [payload]
     try:
-        items = [bytes(raw).strip() for raw in _decode_raw_items(payload)]
+        items = [bytes(raw).strip() for raw in _decode_raw_items(text)]
     except (msgspec.DecodeError, ValueError) as error:
         raise _Refused("malformed_json", _json_fault(error)) from None
     except RecursionError:
@@ -297,11 +300,16 @@ def _parse(item: bytes) -> Any:
     # The standard library's parser and not msgspec's: it takes a number beyond the range of a double for infinity,
     # so that it is out of range and not malformed.
     try:
-        return json.loads(item.decode("utf-8-sig"), parse_constant=_refuse_constant)
+        return json.loads(item.decode("utf-8-sig"), parse_int=_whole_number, parse_constant=_refuse_constant)
     except ValueError as error:
         raise _Refused("malformed_json", _json_fault(error)) from None
     except RecursionError:
         raise _Refused("malformed_json", "the JSON is nested too deeply") from None
+
+
+def _whole_number(digits: str) -> int | float:
+    """Python refuses to read integers of more than 4300 digits; what needs more than 20 is out of every range here."""
+    return int(digits) if len(digits) <= 20 else float(digits)
 
 
 def _refuse_constant(name: str) -> NoReturn:
@@ -339,7 +347,7 @@ def _timestamp(value: Any) -> datetime | float | None:
         return _finite(value)
     try:
         instant: datetime = msgspec.convert(value, Annotated[datetime, Meta(tz=True)])
-    except msgspec.ValidationError:
+    except (msgspec.ValidationError, UnicodeEncodeError):  # the latter for half a surrogate pair
         raise _Refused(
             "bad_timestamp",
             f"`timestamp` is {_shown(value)}; allowed: RFC 3339 with an offset, or Unix seconds or milliseconds",
@@ -348,11 +356,8 @@ def _timestamp(value: Any) -> datetime | float | None:
 
 
 def _finite(number: float | None) -> float | None:
-    try:
-        if number is None or math.isfinite(number):
-            return number
-    except OverflowError:  # an integer of more than 308 digits
-        pass
+    if number is None or math.isfinite(number):
+        return number
     raise _Refused("bad_timestamp", "`timestamp` is a number without end, which is no Unix time")
 
 

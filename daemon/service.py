@@ -135,7 +135,7 @@ def _rules(settings: DaemonSettings) -> Rules:
 
 
 def _tls_context(settings: DaemonSettings) -> ssl.SSLContext | None:
-    if not settings.mqtt_url.startswith("mqtts:"):
+    if not settings.uses_tls:
         return None
     try:
         context = ssl.create_default_context(cafile=settings.mqtt_ca_file)

@@ -1,10 +1,11 @@
 """The daemon's settings; `sql.settings` says how they are read and what an error looks like."""
 
 from typing import Annotated
+from urllib.parse import urlsplit
 
 from msgspec import Meta
 
-from sql.settings import DatabaseSettings, SettingsError, allowed_text, check_url
+from sql.settings import DatabaseSettings, SettingsError, allowed_text, check_url, without_password
 
 Seconds = Annotated[float, Meta(ge=0.001, le=60, description="seconds, from 0.001 to 60")]
 FilePath = Annotated[str, Meta(description="the path of a PEM file")]
@@ -37,7 +38,7 @@ class DaemonSettings(DatabaseSettings, frozen=True, kw_only=True):
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        check_url("MQTT_URL", self.mqtt_url, ("mqtt", "mqtts"), allowed_text(type(self), "mqtt_url"))
+        self._check_mqtt_url()
         self._check_tls()
         if self.mqtt_share_group and self.mqtt_client_id == "fleetwatt":
             raise SettingsError(
@@ -45,11 +46,26 @@ class DaemonSettings(DatabaseSettings, frozen=True, kw_only=True):
                 "allowed: an id of its own for each daemon of the group, since each keeps a session"
             )
 
+    @property
+    def uses_tls(self) -> bool:
+        """Whether the connection to the broker is encrypted."""
+        return urlsplit(self.mqtt_url).scheme == "mqtts"
+
+    def _check_mqtt_url(self) -> None:
+        allowed = allowed_text(type(self), "mqtt_url")
+        parts = check_url("MQTT_URL", self.mqtt_url, ("mqtt", "mqtts"), allowed)
+        if not parts.hostname or parts.path not in ("", "/") or parts.query or parts.fragment:
+            # A password with / ? or # in it ends up here: written as it is, it makes another host of the user.
+            raise SettingsError(
+                f"MQTT_URL is {without_password(self.mqtt_url)!r}; allowed: {allowed}, "
+                "with / ? # @ in a password written as %2F %3F %23 %40"
+            )
+
     def _check_tls(self) -> None:
         files = {"MQTT_CA_FILE": self.mqtt_ca_file, "MQTT_CERT_FILE": self.mqtt_cert_file}
         files["MQTT_KEY_FILE"] = self.mqtt_key_file
         for variable, path in files.items():
-            if path and not self.mqtt_url.startswith("mqtts:"):
+            if path and not self.uses_tls:
                 raise SettingsError(f"{variable} is {path!r}; allowed: only together with an mqtts:// MQTT_URL")
         if bool(self.mqtt_cert_file) != bool(self.mqtt_key_file):
             given, missing = ("CERT", "KEY") if self.mqtt_cert_file else ("KEY", "CERT")

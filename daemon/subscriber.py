@@ -145,7 +145,10 @@ class Session(asyncio.Protocol):
         self.heard_at_s = time.monotonic()
         try:
             publishes = self._read(data)
-        except (ValueError, BrokerError) as error:
+        except BaseException as error:
+            # Whatever it is: a property that is not UTF-8 makes the codec panic, which is not even an Exception.
+            if isinstance(error, KeyboardInterrupt | SystemExit):
+                raise
             self._break(DisconnectReasonCode.PROTOCOL_ERROR, f"the broker sent what MQTT 5 forbids: {error}")
             return
         if publishes and self._intake is not None:
@@ -256,6 +259,8 @@ class Session(asyncio.Protocol):
             case DisconnectPacket():
                 detail = f" ({packet.reason_str})" if packet.reason_str else ""
                 self._end_reason = BrokerError(f"the broker disconnected us: {packet.reason_code.name}{detail}")
+                if self._transport is not None:  # a broker that forgets to close must not hold us up
+                    self._transport.close()
             case _:
                 raise BrokerError(f"an unexpected {type(packet).__name__}")
 
@@ -373,6 +378,8 @@ class Subscriber:
         self._tell_of_session(connack)
         if self._paused:
             session.pause()
+        if self._stopping:
+            session.stop_intake()
         return session
 
     def _tell_of_session(self, connack: ConnAckPacket) -> None:

@@ -134,6 +134,7 @@ class _Outage:
 
     def __init__(self) -> None:
         self._since_s: float | None = None
+        self._said: Verdict | None = None
         self._said_at_s = 0.0
 
     async def wait(self, error: Exception, backoff: Backoff) -> None:
@@ -141,22 +142,23 @@ class _Outage:
         now_s = time.monotonic()
         if self._since_s is None:
             self._since_s = now_s
-        elif now_s - self._said_at_s < REMIND_INTERVAL_S:
-            await asyncio.sleep(backoff.next_s())
-            return
-        self._said_at_s = now_s
+        if judge(error) is not self._said or now_s - self._said_at_s >= REMIND_INTERVAL_S:
+            self._said, self._said_at_s = judge(error), now_s
+            self._say(error)
+        await asyncio.sleep(backoff.next_s())
+
+    def _say(self, error: Exception) -> None:
         event = {"error": str(error) or type(error).__name__, "sqlstate": sqlstate(error)}
         if judge(error) is Verdict.PASSES:
             log.warning("database away, readings are kept and tried again", **event)
         else:
             log.error("database refuses to store, the flow stands still until this is mended", **event)
-        await asyncio.sleep(backoff.next_s())
 
     def over(self) -> None:
         """A try succeeded."""
         if self._since_s is not None:
             log.info("database back", away_s=round(time.monotonic() - self._since_s, 1))
-            self._since_s = None
+            self._since_s = self._said = None
 
 
 def _conflict(kind: Kind, row: Row) -> Rejection:

@@ -6,6 +6,7 @@ import os
 import sys
 from pathlib import Path
 
+from dev.bench import bench
 from dev.processes import ProcessError
 from dev.replay import ReplayError, replay
 from dev.run import Run
@@ -23,6 +24,8 @@ def main() -> int:
                 return asyncio.run(Run(stack_folder, options.fleet, options.seconds, options.seed).run())
             case "replay":
                 asyncio.run(replay(options.file, FOLDER))
+            case "bench":
+                return asyncio.run(bench(FOLDER.absolute() / "bench", options.messages, options.runs))
     except (ProcessError, ReplayError) as error:
         print(f"fleetwatt: {error}", file=sys.stderr)
         return 1
@@ -42,6 +45,9 @@ def _parser() -> argparse.ArgumentParser:
     run.add_argument("--seed", type=_count, default=os.environ.get("SEED", "1"), help="another number, another fleet")
     play = commands.add_parser("replay", help="publish recorded readings")
     play.add_argument("file", type=Path, help='a file with {"topic": …, "payload": …} a line')
+    measure = commands.add_parser("bench", help="how fast a backlog is stored, and what it costs")
+    measure.add_argument("--messages", type=_count, default=100_000, help="in the backlog")
+    measure.add_argument("--runs", type=_count, default=3, help="how often")
     return parser
 
 

@@ -21,6 +21,7 @@ class Books(Struct):
     in_flight: int = 0
     unaccounted: int = 0
     batches: int = 0
+    slow_batches: int = 0
     receipt_to_commit_s: float = 0.0
     """Summed over the batches."""
 
@@ -56,6 +57,7 @@ def parse_books(text: str) -> Books:
         spooled=total("readings_spooled"),
         in_flight=total("readings_in_flight"),
         unaccounted=total("readings_unaccounted"),
+        slow_batches=total("slow_batches_total"),
         batches=total("receipt_to_commit_seconds_count"),
         receipt_to_commit_s=sum(samples["receipt_to_commit_seconds_sum"].values()),
     )

@@ -31,7 +31,6 @@ class PrivateBroker:
             "allow_anonymous": "true",
             "use_username_as_clientid": "false",
             "persistence_location": f"{folder}/",
-            "log_dest": "stdout",
             # Mosquitto leaves root for an account of its own, which the folder may not be open to.
             **({"user": "root"} if is_root() else {}),
             **(settings or {}),

@@ -60,8 +60,8 @@ class Run:
         self._published = Published()
         self._last: Publication | None = None
         self._books = Books()
-        self._earlier = 0
-        """Readings received by daemons of this run that have ended."""
+        self._earlier = Books()
+        """Received and duplicate readings of the daemons of this run that have ended."""
         self._restarts = 0
         self._stop = asyncio.Event()
         self._console = Console()
@@ -160,7 +160,8 @@ class Run:
                 self._books = await read_books(stack.metrics_url)
             if not stack.daemon.is_running:
                 self._say(f"the daemon ended (code {stack.daemon.wait(1)}); starting it again")
-                self._earlier += self._books.received
+                self._earlier.received += self._books.received
+                self._earlier.duplicate += self._books.duplicate
                 self._restarts += 1
                 self._books = Books()
                 await asyncio.to_thread(stack.start_daemon)
@@ -201,12 +202,17 @@ class Run:
         while time.monotonic() < deadline_s:
             with contextlib.suppress(OSError):
                 self._books = await read_books(stack.metrics_url)
-                if self._earlier + self._books.received >= self._published.readings and not self._books.in_flight:
+                if (
+                    self._earlier.received + self._books.received >= self._published.readings
+                    and not self._books.in_flight
+                ):
                     break
             await asyncio.sleep(0.1)
         rows = await count_rows(stack.database_url)
         added = {table: rows[table] - rows_before[table] for table in rows}
-        missing = max(0, self._published.readings - self._published.repeated - sum(added.values()))
+        # A daemon that was killed takes its last count of duplicates with it; the second copies are known anyway.
+        duplicate = max(self._earlier.duplicate + self._books.duplicate, self._published.repeated)
+        missing = max(0, self._published.readings - duplicate - sum(added.values()))
         unaccounted = missing + abs(self._books.unaccounted) + self._books.in_flight
         if not self._restarts:
             unaccounted += max(0, self._published.readings - self._books.received)
@@ -223,7 +229,7 @@ class Run:
             table.add_row(name, f"{count:,}", rows)
 
         row("published by the fleet", self._published.readings)
-        row("received by the daemon", self._earlier + books.received)
+        row("received by the daemon", self._earlier.received + books.received)
         table.add_section()
         for kind in ("meter", "vehicle"):
             row(f"stored, {kind}s", books.stored.get(kind, 0), f"{added[f'{kind}_reading']:,}")

@@ -5,15 +5,21 @@ variable, its value, what is allowed. Each variable `NAME` may instead be given 
 holds the value (for secrets); both at once is an error. A variable that is set but empty counts as not set.
 """
 
+import re
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Annotated, Any, Literal, TypeVar, get_args, get_type_hints
-from urllib.parse import urlsplit
+from urllib.parse import SplitResult, urlsplit
 
 import msgspec
 from msgspec import Meta
 
 T = TypeVar("T", bound="DatabaseSettings")
+
+_SCHEME = re.compile(r"\s*[A-Za-z][A-Za-z0-9+.-]*://")
+_PASSWORD_PARAMETER = re.compile(r"(password=)('[^']*'|[^&\s]+)", re.IGNORECASE)
+_NO_PORT = re.compile(r"(?<=[^:\[\]/?#]):(?!\d*(?:[/?#]|$))[^\[\]]*$")
+"""What stands in the place of the port and is none: a password whose host was forgotten."""
 
 
 class SettingsError(Exception):
@@ -35,25 +41,29 @@ class DatabaseSettings(msgspec.Struct, frozen=True, kw_only=True):
         )
 
 
-def check_url(variable: str, url: str, schemes: tuple[str, ...], allowed: str) -> None:
-    """Raise SettingsError unless `url` has one of the schemes and, where it names a port, a possible one."""
+def check_url(variable: str, url: str, schemes: tuple[str, ...], allowed: str) -> SplitResult:
+    """The parts of `url`; raises SettingsError unless it has one of the schemes and a possible host and port."""
     try:
         parts = urlsplit(url)
-        port_is_wrong = parts.port == 0
+        is_right = parts.scheme in schemes and parts.port != 0
+        (parts.hostname or "").encode("idna")  # as a look-up of the name does, which raises the same
     except ValueError:
-        raise SettingsError(_message(variable, url, allowed)) from None
-    if parts.scheme not in schemes or port_is_wrong:
+        is_right = False
+    if not is_right:
         raise SettingsError(_message(variable, url, allowed))
+    return parts
 
 
-def without_password(url: str) -> str:
-    """The URL as it may be shown: the password replaced by ***."""
-    head, separator, tail = url.rpartition("@")
-    if not separator:
-        return url
-    scheme, slashes, account = head.rpartition("//")
+def without_password(text: str) -> str:
+    """A URL, or what was meant to be one, as it may be shown: the password replaced by ***."""
+    text = _PASSWORD_PARAMETER.sub(r"\1***", text)
+    found = _SCHEME.match(text)
+    scheme, rest = (found[0], text[found.end() :]) if found else ("", text)
+    account, at, host = rest.rpartition("@")
+    if not at:
+        return scheme + _NO_PORT.sub(":***", rest) if scheme else text
     user, colon, _ = account.partition(":")
-    return f"{scheme}{slashes}{user}{colon}{'***' if colon else ''}@{tail}"
+    return f"{scheme}{user}{colon}{'***' if colon else ''}@{host}"
 
 
 def read(settings_type: type[T], environ: Mapping[str, str]) -> T:

@@ -1,0 +1,20 @@
+# The daemon in a small image: docker build --tag fleetwatt . ; docs/docker.md shows it with broker and database.
+FROM python:3.11-slim AS packages
+COPY requirements.lock .
+# Wheels only: no compiler is needed, and no package's own code runs while it is installed.
+RUN python -m venv --without-pip /opt/fleetwatt/venv \
+    && python -m pip --python /opt/fleetwatt/venv/bin/python install \
+        --no-cache-dir --disable-pip-version-check --require-hashes --only-binary :all: -r requirements.lock
+
+FROM python:3.11-slim
+RUN useradd --uid 10001 --user-group --no-create-home --home-dir /opt/fleetwatt --shell /usr/sbin/nologin fleetwatt
+WORKDIR /opt/fleetwatt
+COPY --from=packages /opt/fleetwatt/venv venv
+COPY daemon daemon
+COPY sql sql
+# The running container cannot write them, so the compiled files are made here.
+RUN venv/bin/python -m compileall -q daemon sql
+USER fleetwatt
+ENV PYTHONUNBUFFERED=1
+# Arguments are the daemon's commands: `docker run fleetwatt migrate`. SIGTERM, docker's own, ends it in good order.
+ENTRYPOINT ["/opt/fleetwatt/venv/bin/python", "-m", "daemon"]

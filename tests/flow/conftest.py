@@ -1,0 +1,29 @@
+"""A whole house for each test: broker, database and daemon, all real."""
+
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+from dev.broker import PrivateBroker
+from dev.postgres import PrivatePostgres
+from tests.flow.house import House
+
+
+@pytest.fixture
+def house(tmp_path: Path, broker: PrivateBroker, database_url: str) -> Iterator[House]:
+    """A daemon that runs."""
+    house = House(tmp_path, broker, database_url, RETENTION_DAYS="0")
+    house.start()
+    yield house
+    house.daemon.stop()
+
+
+@pytest.fixture
+def own_postgres(tmp_path: Path) -> Iterator[PrivatePostgres]:
+    """A database server that the test may kill, with all durability on."""
+    server = PrivatePostgres(tmp_path / "postgres", {"shared_buffers": "64MB"})
+    server.start()
+    server.create_database("fleetwatt")
+    yield server
+    server.process.stop()

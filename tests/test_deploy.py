@@ -1,0 +1,213 @@
+"""What is shipped for production: systemd units, their environment file, the installers, and the containers."""
+
+import os
+import re
+import shutil
+import stat
+import subprocess
+from pathlib import Path
+
+import msgspec
+import pytest
+
+from daemon.settings import DaemonSettings
+
+ROOT = Path(__file__).parent.parent
+DEPLOY = ROOT / "deploy"
+UNITS = sorted(DEPLOY.glob("*.service"))
+SECRETS = {"DATABASE_URL", "MQTT_URL"}
+EXPOSURE_MAX = 2.0
+
+needs_systemd_analyze = pytest.mark.skipif(not shutil.which("systemd-analyze"), reason="there is no systemd here")
+
+# Stands in for Python in an installation: answers the version check, makes a "venv", and keeps what pip is told.
+FAKE_PYTHON = """#!/bin/sh
+case "$1 $2" in
+"-m venv") mkdir -p "$3/bin" && cp "$0" "$3/bin/python" ;;
+"-m pip") echo "$@" >> "$PIP_LOG"; [ -z "${PIP_FAILS:-}" ] ;;
+esac
+"""
+
+
+def settings_with_their_defaults() -> dict[str, str]:
+    """Each variable of the daemon and its default as it would be written; nothing where there is none."""
+    defaults = {}
+    for field in msgspec.structs.fields(DaemonSettings):
+        default = field.default if field.default is not msgspec.NODEFAULT else None
+        defaults[field.name.upper()] = "" if default is None else str(default)
+    return defaults
+
+
+class Stage:
+    """A folder that deploy/install fills as if it were the root of a machine."""
+
+    def __init__(self, folder: Path) -> None:
+        self.root, self.pip_log, self.python = folder / "root", folder / "pip.log", folder / "python"
+        self.python.write_text(FAKE_PYTHON)
+        self.python.chmod(0o755)
+
+    def install(self, **environment: str) -> subprocess.CompletedProcess[str]:
+        given = {"DESTDIR": str(self.root), "PYTHON": str(self.python), "PIP_LOG": str(self.pip_log)} | environment
+        return subprocess.run(
+            [DEPLOY / "install"], env=os.environ | given, capture_output=True, text=True, check=False, umask=0o077
+        )
+
+    def path(self, name: str) -> Path:
+        return self.root / name
+
+
+@pytest.fixture
+def stage(tmp_path: Path) -> Stage:
+    return Stage(tmp_path)
+
+
+def test_the_environment_file_names_every_setting_with_its_default() -> None:
+    lines = (DEPLOY / "fleetwatt.env").read_text().splitlines()
+    named = dict(line[1:].split("=", 1) for line in lines if re.match(r"#[A-Z_]+=", line))
+    expected = {name: default for name, default in settings_with_their_defaults().items() if name not in SECRETS}
+    assert named == expected
+
+
+def test_the_environment_file_sets_nothing_by_itself() -> None:
+    lines = (DEPLOY / "fleetwatt.env").read_text().splitlines()
+    assert [line for line in lines if line and not line.startswith("#")] == []
+
+
+@needs_systemd_analyze
+@pytest.mark.parametrize("unit", UNITS, ids=lambda unit: unit.name)
+def test_a_unit_is_hardened(unit: Path) -> None:
+    command = ["systemd-analyze", "security", "--offline=true", "--no-pager", str(unit)]
+    answer = subprocess.run(command, capture_output=True, text=True, check=False)
+    exposure = re.search(r"Overall exposure level for .*: ([0-9.]+)", answer.stdout)
+    if not exposure:
+        pytest.skip(f"this systemd cannot judge a file: {answer.stderr}")
+    assert float(exposure[1]) <= EXPOSURE_MAX
+
+
+@needs_systemd_analyze
+def test_systemd_understands_every_line_of_the_installed_units(stage: Stage) -> None:
+    stage.install(PREFIX="/opt/elsewhere")
+    for unit in UNITS:
+        installed = stage.path("etc/systemd/system") / unit.name
+        # Here is neither the program nor its user; everything else must be right.
+        text = installed.read_text().replace("/opt/elsewhere/venv/bin/python", "/bin/true")
+        installed.write_text(text.replace("User=fleetwatt\n", ""))
+        command = ["systemd-analyze", "verify", "--man=no", str(installed)]
+        answer = subprocess.run(command, capture_output=True, text=True, check=False)
+        complaints = [line for line in answer.stderr.splitlines() if unit.name in line or "fleetwatt" in line]
+        assert complaints == []
+
+
+@pytest.mark.parametrize(("unit", "secrets"), [("daemon", ["database_url", "mqtt_url"]), ("migrate", ["database_url"])])
+def test_a_unit_reads_the_secrets_that_it_needs_as_credentials(unit: str, secrets: list[str]) -> None:
+    text = (DEPLOY / f"fleetwatt-{unit}.service").read_text()
+    assert re.findall("^LoadCredential=(.*)$", text, flags=re.MULTILINE) == [
+        f"{secret}:/etc/fleetwatt/{secret}" for secret in secrets
+    ]
+    assert re.findall(r"([A-Z_]+)_FILE=%d/([a-z_]+)", text) == [(secret.upper(), secret) for secret in secrets]
+
+
+def test_the_daemon_is_not_started_again_with_wrong_settings() -> None:
+    assert "RestartPreventExitStatus=2\n" in (DEPLOY / "fleetwatt-daemon.service").read_text()
+
+
+def test_an_installation_has_program_units_and_settings(stage: Stage) -> None:
+    answer = stage.install(PREFIX="/opt/elsewhere")
+    assert answer.returncode == 0, answer.stderr
+    for folder in ("daemon", "sql"):
+        shipped = {path.relative_to(ROOT) for path in (ROOT / folder).rglob("*.*") if "__pycache__" not in path.parts}
+        prefix = stage.path("opt/elsewhere")
+        assert {path.relative_to(prefix) for path in (prefix / folder).rglob("*.*")} == shipped
+    assert (stage.path("etc/fleetwatt/fleetwatt.env")).read_text() == (DEPLOY / "fleetwatt.env").read_text()
+    for unit in UNITS:
+        installed = (stage.path("etc/systemd/system") / unit.name).read_text()
+        assert installed == unit.read_text().replace("/opt/fleetwatt", "/opt/elsewhere")
+    assert sorted(path.name for path in stage.path("opt/elsewhere").iterdir()) == ["daemon", "sql", "venv"]
+
+
+def test_an_installation_can_be_read_by_the_service_even_if_the_shell_was_private(stage: Stage) -> None:
+    stage.install()
+    for path in (stage.path("opt/fleetwatt/daemon/__main__.py"), stage.path("etc/fleetwatt/fleetwatt.env")):
+        assert stat.S_IMODE(path.stat().st_mode) == 0o644
+
+
+def test_packages_are_installed_from_the_lock_file_with_their_hashes(stage: Stage) -> None:
+    stage.install()
+    assert re.search(rf"-m pip install .*--require-hashes -r {ROOT}/requirements.lock", stage.pip_log.read_text())
+
+
+def test_an_upgrade_keeps_edited_settings_and_removes_what_is_gone(stage: Stage) -> None:
+    stage.install()
+    settings, leftover = stage.path("etc/fleetwatt/fleetwatt.env"), stage.path("opt/fleetwatt/daemon/gone.py")
+    settings.write_text("LOG_LEVEL=debug\n")
+    leftover.touch()
+    answer = stage.install()
+    assert settings.read_text() == "LOG_LEVEL=debug\n"
+    assert settings.with_name("fleetwatt.env.new").read_text() == (DEPLOY / "fleetwatt.env").read_text()
+    assert "fleetwatt.env.new" in answer.stdout
+    assert not leftover.exists()
+
+
+def test_an_upgrade_that_fails_leaves_the_old_version_as_it_was(stage: Stage) -> None:
+    stage.install()
+    old = stage.path("opt/fleetwatt/daemon/old.py")
+    old.touch()
+    assert stage.install(PIP_FAILS="yes").returncode != 0
+    assert old.exists()
+    assert stage.path("opt/fleetwatt/venv/bin/python").exists()
+
+
+@pytest.mark.parametrize("prefix", ["opt/fleetwatt", "/", "/opt/fleet watt", "/opt/../etc", "/opt/fleetwatt/"])
+def test_a_prefix_that_cannot_be_meant_is_refused(stage: Stage, prefix: str) -> None:
+    answer = stage.install(PREFIX=prefix)
+    assert answer.returncode == 1
+    assert "PREFIX is" in answer.stderr
+    assert not stage.root.exists()
+
+
+def test_install_broker_is_silent_where_mosquitto_is_there() -> None:
+    answer = subprocess.run([DEPLOY / "install-broker"], capture_output=True, check=False)
+    assert (answer.returncode, answer.stdout, answer.stderr) == (0, b"", b"")
+
+
+@pytest.mark.parametrize("script", [DEPLOY / "install", DEPLOY / "install-broker", ROOT / "mosquitto" / "certificates"])
+def test_a_script_is_executable_and_parses(script: Path) -> None:
+    assert script.read_text().startswith("#!/bin/sh\n")
+    assert os.access(script, os.X_OK)
+    subprocess.run(["sh", "-n", script], check=True)
+
+
+def test_the_containers_set_only_known_settings() -> None:
+    compose = (ROOT / "docker-compose.yml").read_text()
+    daemon = compose[compose.index("\n  migrate:") : compose.index("\nsecrets:")]
+    given = re.findall(r"^      ([A-Z_]+):", daemon, flags=re.MULTILINE)
+    known = settings_with_their_defaults()
+    assert given
+    assert {name for name in given if name not in known and name.removesuffix("_FILE") not in known} == set()
+
+
+def test_the_containers_secrets_are_made_by_the_documented_commands() -> None:
+    compose, manual = (ROOT / "docker-compose.yml").read_text(), (ROOT / "docs" / "docker.md").read_text()
+    files = set(re.findall(r"\./secrets/([a-z_]+)\b", compose)) - {"certs"}
+    assert files == {"passwords", "postgres_password", "database_url", "mqtt_url"}
+    for name in files:
+        assert f"> {name}" in manual
+    assert "mosquitto/certificates secrets/certs mosquitto" in manual
+
+
+def test_docker_understands_the_compose_file() -> None:
+    plugin = ["docker", "compose", "version"]
+    if not shutil.which("docker") or subprocess.run(plugin, capture_output=True, check=False).returncode:
+        pytest.skip("docker with its compose plugin is not installed")
+    command = ["docker", "compose", "--file", str(ROOT / "docker-compose.yml"), "config", "--quiet"]
+    answer = subprocess.run(command, capture_output=True, text=True, check=False)
+    assert answer.returncode == 0, answer.stderr
+
+
+def test_the_image_holds_the_locked_packages_and_no_secrets() -> None:
+    dockerfile = (ROOT / "Dockerfile").read_text()
+    assert "--require-hashes" in dockerfile
+    assert re.search(r"^USER (?!root)", dockerfile, flags=re.MULTILINE)
+    allowed = [line for line in (ROOT / ".dockerignore").read_text().splitlines() if line and not line.startswith("#")]
+    assert allowed[0] == "*"
+    assert {line for line in allowed if line.startswith("!")} == {"!requirements.lock", "!daemon", "!sql"}

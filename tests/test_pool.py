@@ -1,0 +1,184 @@
+"""The pool and its lease: it opens with no database, and never hands a bad connection back."""
+
+import asyncio
+import os
+import signal
+import time
+from collections.abc import AsyncIterator, Awaitable, Callable
+
+import asyncpg
+import pytest
+
+from dev.processes import free_port
+from sql import pool as pool_module
+from sql.errors import Verdict, judge
+from sql.pool import Connection, Pool, lease, open_pool
+from tests.flow.house import eventually
+
+INSERT = "INSERT INTO meter_status VALUES ('m1', now(), 1, 230, now())"
+
+
+@pytest.fixture
+async def one(database_url: str) -> AsyncIterator[Pool]:
+    """A pool of one connection, so that a new server process means a new connection."""
+    async with open_pool(database_url, "test_pool", 1) as pool:
+        yield pool
+
+
+async def server_pid(pool: Pool) -> int:
+    async with lease(pool) as connection:
+        return int(connection.get_server_pid())
+
+
+async def answers(pool: Pool) -> bool:
+    try:
+        async with lease(pool) as connection:
+            return bool(await connection.fetchval("SELECT 1") == 1)
+    except (asyncpg.PostgresError, asyncpg.InterfaceError, OSError):
+        return False
+
+
+async def test_a_pool_opens_with_no_database_and_closes_again() -> None:
+    async with open_pool(f"postgresql://nobody@127.0.0.1:{free_port()}/none", "test", 2) as pool:
+        for _ in range(3):
+            with pytest.raises(OSError) as raised:  # noqa: PT011 - which one depends on the platform
+                async with lease(pool):
+                    pass
+            assert judge(raised.value) is Verdict.PASSES
+
+
+async def test_a_connection_carries_its_name_and_speaks_utc(one: Pool) -> None:
+    async with lease(one) as connection:
+        assert await connection.fetchval("SHOW application_name") == "test_pool"
+        assert await connection.fetchval("SHOW timezone") == "UTC"
+
+
+async def test_a_good_connection_is_used_again(one: Pool) -> None:
+    assert await server_pid(one) == await server_pid(one)
+
+
+async def repeat_a_key(connection: Connection) -> None:
+    await connection.execute(INSERT)
+    await connection.execute(INSERT)
+
+
+async def divide_by_zero_in_a_transaction(connection: Connection) -> None:
+    async with connection.transaction():
+        await connection.execute("SELECT 1 / 0")
+
+
+async def read_a_missing_table(connection: Connection) -> None:
+    await connection.execute("TABLE no_such_table")
+
+
+@pytest.mark.parametrize("work", [repeat_a_key, divide_by_zero_in_a_transaction, read_a_missing_table])
+async def test_an_ordinary_error_keeps_the_connection(one: Pool, work: Callable[[Connection], Awaitable[None]]) -> None:
+    before = await server_pid(one)
+    with pytest.raises(asyncpg.PostgresError):
+        async with lease(one) as connection:
+            await work(connection)
+    assert await server_pid(one) == before
+    async with lease(one) as connection:
+        assert not connection.is_in_transaction()
+
+
+async def take_too_long(pool: Pool) -> None:
+    async with lease(pool, timeout_s=0.05) as connection:
+        await connection.execute("SELECT pg_sleep(30)")
+
+
+async def be_cancelled(pool: Pool) -> None:
+    async def work() -> None:
+        async with lease(pool) as connection:
+            begun.set()
+            await connection.execute("SELECT pg_sleep(30)")
+
+    begun = asyncio.Event()
+    task = asyncio.create_task(work())
+    await begun.wait()
+    await asyncio.sleep(0)
+    task.cancel()
+    await task
+
+
+async def write_where_that_is_forbidden(pool: Pool) -> None:
+    async with lease(pool) as connection:
+        await connection.execute("SET default_transaction_read_only = on")  # as a demoted server would have it
+        await connection.execute(INSERT)
+
+
+async def stumble_over_a_bug(pool: Pool) -> None:
+    async with lease(pool):
+        raise ValueError
+
+
+@pytest.mark.parametrize(
+    ("work", "error"),
+    [
+        (take_too_long, TimeoutError),
+        (be_cancelled, asyncio.CancelledError),
+        (write_where_that_is_forbidden, asyncpg.ReadOnlySQLTransactionError),
+        (stumble_over_a_bug, ValueError),
+    ],
+)
+async def test_a_connection_of_unknown_state_is_thrown_away(
+    one: Pool, work: Callable[[Pool], Awaitable[None]], error: type[BaseException]
+) -> None:
+    before = await server_pid(one)
+    with pytest.raises(error):
+        await work(one)
+    async with lease(one) as connection:
+        assert connection.get_server_pid() != before
+        await connection.execute(INSERT)
+
+
+async def test_a_time_out_is_no_fault_of_the_next_one(one: Pool) -> None:
+    for _ in range(5):
+        with pytest.raises(TimeoutError):
+            await take_too_long(one)
+        assert await answers(one)
+
+
+async def test_waiting_for_a_free_connection_ends(one: Pool, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(pool_module, "CONNECT_TIMEOUT_S", 0.05)
+    async with lease(one):
+        with pytest.raises(TimeoutError):
+            async with lease(one):
+                pass
+    assert await answers(one)
+
+
+async def test_the_pool_works_again_after_its_connections_were_killed(pool: Pool, database: asyncpg.Connection) -> None:
+    leases = [pool.acquire() for _ in range(4)]
+    connections = await asyncio.gather(*leases)
+    for connection in connections:
+        await pool.release(connection)
+
+    killed = await database.fetch(
+        "SELECT pg_terminate_backend(pid) FROM pg_stat_activity "
+        "WHERE datname = current_database() AND pid <> pg_backend_pid()"
+    )
+    assert len(killed) == 4
+
+    await eventually(lambda: answers(pool))
+    assert all(await asyncio.gather(*(answers(pool) for _ in range(8))))
+
+
+async def test_a_server_that_does_not_answer_holds_up_neither_the_lease_nor_the_end(database_url: str) -> None:
+    started_s = time.monotonic()
+    stalled = 0
+    try:
+        async with open_pool(database_url, "test", 1) as pool:
+            stalled = await server_pid(pool)
+            os.kill(stalled, signal.SIGSTOP)
+            with pytest.raises(TimeoutError):
+                async with lease(pool, timeout_s=0.1) as connection:
+                    await connection.fetchval("SELECT 1")
+            assert await answers(pool)
+
+            os.kill(stalled, signal.SIGCONT)
+            stalled = await server_pid(pool)
+            os.kill(stalled, signal.SIGSTOP)
+    finally:
+        os.kill(stalled, signal.SIGCONT)
+    assert time.monotonic() - started_s < 5
