@@ -5,7 +5,7 @@ MESSAGES ?= 100000
 PREFIX ?= /opt/fleetwatt
 
 PYTHON ?= $(shell command -v python3.11 || command -v python3)
-PIP_FLAGS = --quiet --disable-pip-version-check --require-hashes
+PIP_FLAGS = -qq --disable-pip-version-check --require-hashes
 .DEFAULT_GOAL := help
 .PHONY: help run test check format lock broker install clean bench
 

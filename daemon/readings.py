@@ -143,13 +143,27 @@ class ReceiptClock:
 class Receipt:
     """The moment in which messages were received, with the times that are believed in it."""
 
-    __slots__ = ("at", "clock", "earliest", "latest")
+    __slots__ = ("_clock", "at", "earliest", "latest")
 
     def __init__(self, rules: Rules, clock: ReceiptClock) -> None:
-        self.clock = clock
+        self._clock = clock
         self.at = clock.now()
         self.latest = self.at + rules.clock_ahead_max
         self.earliest = max(EARLIEST, self.at - rules.retention) if rules.retention else EARLIEST
+
+    def time_of_measurement(self) -> datetime:
+        """When a reading that does not say so was measured: now, and never the same instant twice."""
+        return self._clock.now()
+
+
+class LateReceipt(Receipt):
+    """The receipt of what a broker had retained: nobody knows since when."""
+
+    __slots__ = ()
+
+    def time_of_measurement(self) -> datetime:
+        """Refuses: the time of receipt would be a lie."""
+        raise _Refused("bad_timestamp", "`timestamp` is missing in a retained message, of which nobody knows the time")
 
 
 class Decoded(Struct, gc=False):
@@ -218,7 +232,7 @@ def _row(form: Form, device: str, reading: Reading, payload: bytes, receipt: Rec
         raise _Refused("wrong_type", f"`type` is {_shown(reading.type)}, but the topic is that of a {form.kind.name}")
     ts = reading.timestamp
     if ts is None:
-        ts = receipt.clock.now()
+        ts = receipt.time_of_measurement()
         return (device, ts, *form.values(reading), ts, payload)
     if not isinstance(ts, datetime):
         ts = _from_unix(ts)

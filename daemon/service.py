@@ -19,7 +19,7 @@ from daemon.batch import Batches
 from daemon.health import Readiness, build_app, listen, serving
 from daemon.maintenance import Maintenance
 from daemon.metrics import Metrics
-from daemon.readings import Receipt, ReceiptClock, Rules, decode
+from daemon.readings import LateReceipt, Receipt, ReceiptClock, Rules, decode
 from daemon.settings import DaemonSettings
 from daemon.subscriber import Session, Subscriber, broker_from_url
 from daemon.writer import Writer
@@ -48,10 +48,12 @@ class Intake:
     def take(self, session: Session, publishes: list[PublishPacket]) -> None:
         """Take one delivery. A batch takes it whole, so no two batches share a time of receipt."""
         receipt = Receipt(self._rules, self._clock)
+        late = LateReceipt(self._rules, self._clock)
         batch = self._batches.open(session)
         before = batch.readings
         for packet in publishes:
-            batch.add(decode(packet.topic, packet.payload, receipt), packet.packet_id)
+            decoded = decode(packet.topic, packet.payload, late if packet.retain else receipt)
+            batch.add(decoded, packet.packet_id)
         self._accounts.receive(batch.readings - before)
         self._batches.delivered()
 

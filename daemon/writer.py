@@ -73,6 +73,7 @@ class Writer:
                 kinds.create_task(self._store(kind, rows, settlement), name=f"store {kind.name} readings")
         if settlement.rejections:
             await self._patiently(lambda connection: rejections.insert(connection, settlement.rejections))
+        self._outage.over()  # not before: one kind may be stored while the other still fails
         self.last_commit_at_s = time.monotonic()
         self._accounts.settle(batch.readings, settlement)
         batch.session.acknowledge(batch.packet_ids)
@@ -92,7 +93,6 @@ class Writer:
                 await self._outage.wait(error, Backoff(FIRST_RETRY_S, FIRST_RETRY_S))
             await self._insert(kind, batch.rows, settlement)
         else:
-            self._outage.over()
             settlement.stored[kind.name] += len(batch.rows)
 
     async def _insert(self, kind: Kind, rows: list[Row], settlement: Settlement) -> None:
@@ -118,15 +118,12 @@ class Writer:
         while True:
             try:
                 async with lease(self._pool) as connection:
-                    done = await work(connection)
+                    return await work(connection)
             except Exception as error:
                 self._metrics.database_error(sqlstate(error))
                 if judge(error) is give_back:
                     raise
                 await self._outage.wait(error, backoff)
-            else:
-                self._outage.over()
-                return done
 
 
 class _Outage:
@@ -155,7 +152,7 @@ class _Outage:
             log.error("database refuses to store, the flow stands still until this is mended", **event)
 
     def over(self) -> None:
-        """A try succeeded."""
+        """A batch was stored."""
         if self._since_s is not None:
             log.info("database back", away_s=round(time.monotonic() - self._since_s, 1))
             self._since_s = self._said = None

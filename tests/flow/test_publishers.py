@@ -12,6 +12,7 @@ from paho.mqtt.enums import CallbackAPIVersion, MQTTProtocolVersion
 
 from daemon.readings import PAYLOAD_BYTES_MAX, REASONS
 from dev.books import Books
+from dev.broker import PrivateBroker
 from dev.publisher import Publisher
 from tests.flow.house import ROOT, House
 
@@ -73,6 +74,24 @@ async def test_a_device_on_paho_is_served_with_any_quality_of_service(
     device.loop_stop()
     assert await database.fetchval("SELECT count(*) FROM vehicle_reading WHERE soc = 50.5") == 3
     assert await database.fetchval("SELECT soc FROM vehicle_status WHERE vehicle_id = 'v1'") == 50.5
+
+
+def retain(broker: PrivateBroker, device: str, payload: bytes) -> None:
+    command = ["mosquitto_pub", "-p", str(broker.port), "-q", "1", "-r", "-t", f"meters/{device}/reading", "-s"]
+    subprocess.run(command, input=payload, check=True, timeout=30)
+
+
+async def test_a_retained_reading_counts_only_with_its_own_time(
+    tmp_path: Path, broker: PrivateBroker, database_url: str, database: asyncpg.Connection
+) -> None:
+    retain(broker, "timed", b'{"kwhConsumedAc":1,"voltage":230,"timestamp":1700000000}')
+    retain(broker, "timeless", b'{"kwhConsumedAc":1,"voltage":230}')
+    house = House(tmp_path, broker, database_url, RETENTION_DAYS="0")
+    house.start()
+    books = await house.settled(2)
+    house.daemon.stop()
+    assert (books.stored, books.rejected) == ({"meter": 1}, {"bad_timestamp": 1})
+    assert await database.fetchval("SELECT meter_id FROM meter_reading") == "timed"
 
 
 BAD = {
