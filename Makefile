@@ -42,7 +42,7 @@ install: ## install the daemon as a systemd service under PREFIX (as root; see d
 	@PREFIX=$(PREFIX) PYTHON=$(PYTHON) deploy/install
 
 clean: ## remove what was made here, the private database included
-	@rm -rf .venv .fleetwatt build *.egg-info .mypy_cache .pytest_cache .ruff_cache .hypothesis
+	@rm -rf .venv .fleetwatt .schemathesis build *.egg-info .mypy_cache .pytest_cache .ruff_cache .hypothesis
 
 .venv/ready: requirements-dev.lock
 	@test -n "$(PYTHON)" || { echo "fleetwatt needs Python 3.11 or newer, and no python3 was found" >&2; exit 1; }

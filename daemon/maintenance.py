@@ -61,7 +61,8 @@ class Maintenance:
         today = datetime.now(UTC).date()
         for table in HISTORY_TABLES:
             await Days().ensure(connection, table, days_ahead(today))
-            if self._retention_days:
+        if self._retention_days:  # afterwards, for a lock may make it fail
+            for table in HISTORY_TABLES:
                 await self._drop(connection, table, first_day_kept(today, self._retention_days))
 
     async def _drop(self, connection: Connection, table: str, first_kept: date) -> None:

@@ -96,6 +96,8 @@ class Form(Struct, frozen=True):
     id_key: str
     ranges: dict[str, tuple[float, float]]
     """Key in the payload -> least and greatest value allowed."""
+    marks: tuple[bytes, ...]
+    """Those keys as they stand in a payload that escapes nothing."""
 
 
 def _form(kind: Kind, struct: type[Reading], values: Callable[[Any], tuple[float, ...]]) -> Form:
@@ -104,7 +106,8 @@ def _form(kind: Kind, struct: type[Reading], values: Callable[[Any], tuple[float
     for info in msgspec.structs.fields(struct):
         for meta in getattr(info.type, "__metadata__", ()):
             ranges[info.encode_name] = (meta.ge, meta.le)
-    return Form(kind, struct, msgspec.json.Decoder(struct).decode, values, keys["device_id"], ranges)
+    marks = tuple(f'"{key}"'.encode() for key in ranges)
+    return Form(kind, struct, msgspec.json.Decoder(struct).decode, values, keys["device_id"], ranges, marks)
 
 
 METER_FORM = _form(METER, MeterReading, lambda reading: (reading.kwh_consumed_ac, reading.voltage))
@@ -112,6 +115,10 @@ VEHICLE_FORM = _form(
     VEHICLE, VehicleReading, lambda reading: (reading.soc, reading.kwh_delivered_dc, reading.battery_temp)
 )
 FORMS = {"meters": METER_FORM, "vehicles": VEHICLE_FORM}
+
+
+NO_TOPIC = "http"
+"""Stands for the topic of what came over HTTP and did not say from which device."""
 
 
 def topic_of(kind: Kind, device: str) -> str:
@@ -204,6 +211,65 @@ def decode(topic: str, payload: bytes, receipt: Receipt) -> Decoded:
         return Decoded(None, (), (Rejection(receipt.at, topic, refused.reason, refused.detail, payload),))
 
 
+def decode_item(item: bytes, receipt: Receipt) -> Decoded:
+    """Decode one reading that came without a topic: `type` or its fields tell its kind, and its id is in it.
+
+    The kind is that of `type`; without it, the one whose values are all there; else the one whose id is there.
+    """
+    try:
+        if not item.isascii():
+            _check_utf8(item)
+        form, reading = _strict_item(item) or _lenient_item(item)
+    except _Refused as refused:
+        return Decoded(None, (), (Rejection(receipt.at, NO_TOPIC, refused.reason, refused.detail, item),))
+    device, topic = reading.device_id, NO_TOPIC
+    try:
+        if device is None:
+            raise _Refused("missing_field", f"`{form.id_key}` is missing")
+        if not _ID.fullmatch(device):
+            _refuse_id(form, device, device)
+        topic = topic_of(form.kind, device)
+        return Decoded(form.kind, (_row(form, device, reading, item, receipt),))
+    except _Refused as refused:
+        return Decoded(None, (), (Rejection(receipt.at, topic, refused.reason, refused.detail, item),))
+
+
+def _strict_item(item: bytes) -> tuple[Form, Reading] | None:
+    """The reading where its kind is plain to see and the strict decoder takes it; else the lenient way decides."""
+    seen = [form for form in FORMS.values() if all(mark in item for mark in form.marks)]
+    if len(seen) != 1 or b"\\" in item:
+        return None
+    form = seen[0]
+    try:
+        reading = form.decode(item)
+    except (msgspec.DecodeError, ValueError, RecursionError):
+        return None
+    return (form, reading) if reading.type is None or reading.type.lower() == form.kind.name else None
+
+
+def _lenient_item(item: bytes) -> tuple[Form, Reading]:
+    found = _parse(item)
+    if not isinstance(found, dict):
+        raise _Refused("wrong_type", f"expected an object with the fields of a reading, got {_shown(found)}")
+    form = _form_of(found)
+    return form, _build(form, found)
+
+
+def _form_of(found: dict[str, Any]) -> Form:
+    kind_name = _text(found, "type")
+    if kind_name is not None:
+        for form in FORMS.values():
+            if kind_name.lower() == form.kind.name:
+                return form
+        raise _Refused("wrong_type", f"`type` is {_shown(kind_name)}; allowed: meter or vehicle")
+    complete = [form for form in FORMS.values() if found.keys() >= form.ranges.keys()]
+    named = [form for form in FORMS.values() if form.id_key in found]
+    for forms in (complete, named):
+        if len(forms) == 1:
+            return forms[0]
+    raise _Refused("missing_field", "the kind cannot be told; give `type`, and `meterId` or `vehicleId`")
+
+
 def _parse_topic(topic: str) -> tuple[Form, str]:
     parts = topic.split("/")
     form = FORMS.get(parts[0])
@@ -286,14 +352,41 @@ def _items(payload: bytes) -> list[bytes]:
         return [payload]
     try:
         items = [bytes(raw).strip() for raw in _decode_raw_items(text)]
-    except (msgspec.DecodeError, ValueError) as error:
-        raise _Refused("malformed_json", _json_fault(error)) from None
+    except (msgspec.DecodeError, ValueError):
+        items = _split_by_hand(text.decode("utf-8"))
     except RecursionError:
         raise _Refused("malformed_json", "the JSON is nested too deeply") from None
     if not items:
         raise _Refused("missing_field", "the array is empty")
     if len(items) > ITEMS_MAX:
         raise _Refused("too_large", f"the array has {len(items)} elements; at most {ITEMS_MAX} are allowed")
+    return items
+
+
+_SEPARATOR = re.compile(r"[ \t\r\n]*([,\]])[ \t\r\n]*")
+_scan = json.JSONDecoder(parse_int=float).raw_decode  # takes NaN, which no JSON has and some firmware sends
+
+
+def _split_by_hand(text: str) -> list[bytes]:
+    """The elements of an array of which one has NaN in it, so that its neighbours need not go with it."""
+    items: list[bytes] = []
+    at = len(text) - len(text.lstrip().removeprefix("[").lstrip())
+    try:
+        while True:
+            _, end = _scan(text, at)
+            items.append(text[at:end].encode())
+            separator = _SEPARATOR.match(text, end)
+            if separator is None:
+                raise _Refused("malformed_json", f"the payload is not JSON: expected , or ] at character {end}")
+            at = separator.end()
+            if separator[1] == "]":
+                break
+    except ValueError as error:
+        raise _Refused("malformed_json", _json_fault(error)) from None
+    except RecursionError:
+        raise _Refused("malformed_json", "the JSON is nested too deeply") from None
+    if at < len(text):
+        raise _Refused("malformed_json", f"the payload is not JSON: something follows the array at character {at}")
     return items
 
 
@@ -305,6 +398,10 @@ def _lenient(form: Form, item: bytes) -> Reading:
         found = _parse(item)
     if not isinstance(found, dict):
         raise _Refused("wrong_type", f"expected an object with the fields of a {form.kind.name}, got {_shown(found)}")
+    return _build(form, found)
+
+
+def _build(form: Form, found: dict[str, Any]) -> Reading:
     values = [_number(found, key, least, greatest) for key, (least, greatest) in form.ranges.items()]
     device_id, kind_name = (_text(found, key) for key in (form.id_key, "type"))
     return form.build(*values, _timestamp(found.get("timestamp")), device_id, kind_name)

@@ -10,7 +10,7 @@ Rules:
 - A PUBACK never carries an error code: the broker would take it for an acknowledgement.
 - No Maximum Packet Size is announced: the broker would drop what is larger without a word.
 - Anything that the specification forbids the broker to send ends the connection, and a new one is made, for ever.
-  The Receive Maximum is the exception: Mosquitto exceeds it after a reconnect. `pause` is what bounds memory.
+  The Receive Maximum is the exception: Mosquitto exceeds it. `pause` is what bounds memory.
 """
 
 import asyncio
@@ -356,19 +356,11 @@ class Subscriber:
 
     async def _connect(self) -> Session:
         """A connection that the broker accepted."""
-        loop = asyncio.get_running_loop()
-        async with asyncio.timeout(CONNECT_TIMEOUT_S):
-            _, session = await loop.create_connection(
-                lambda: Session(self._broker, self._intake, self._metrics),
-                self._broker.host,
-                self._broker.port,
-                ssl=self._broker.tls,
-            )
-            try:
-                connack = await session.connack
-            except BaseException:
-                session.abort("no CONNACK")
-                raise
+        try:
+            async with asyncio.timeout(CONNECT_TIMEOUT_S):
+                session, connack = await self._knock()
+        except TimeoutError:
+            raise BrokerError(f"the broker did not answer within {CONNECT_TIMEOUT_S:g} s") from None
         if int(connack.reason_code) >= FIRST_ERROR_CODE:
             session.abort("refused")
             detail = f" ({connack.reason_str})" if connack.reason_str else ""
@@ -381,6 +373,20 @@ class Subscriber:
         if self._stopping:
             session.stop_intake()
         return session
+
+    async def _knock(self) -> tuple[Session, ConnAckPacket]:
+        """Connect and wait for the answer."""
+        _, session = await asyncio.get_running_loop().create_connection(
+            lambda: Session(self._broker, self._intake, self._metrics),
+            self._broker.host,
+            self._broker.port,
+            ssl=self._broker.tls,
+        )
+        try:
+            return session, await session.connack
+        except BaseException:
+            session.abort("no CONNACK")
+            raise
 
     def _tell_of_session(self, connack: ConnAckPacket) -> None:
         event = {"broker": self._broker.address, "client_id": self._broker.client_id}

@@ -152,7 +152,7 @@ def noise_index(number: int, minute: int) -> int:
 @lru_cache(maxsize=64)
 def _weather_k(seed: int, day: int) -> float:
     """How much warmer than the season the midnight is at which `day` begins."""
-    return random.Random(f"{seed}/weather/{day}").uniform(-2.5, 2.5)  # noqa: S311
+    return random.Random(f"{seed}/weather/{day}").uniform(-2.5, 2.5)  # noqa: S311 - repeatable is the point
 
 
 @lru_cache(maxsize=16)

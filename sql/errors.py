@@ -43,6 +43,8 @@ def judge(error: BaseException) -> Verdict:
         return Verdict.OURS
     if isinstance(error, UnicodeEncodeError):
         return Verdict.ROW
+    if isinstance(error, asyncpg.exceptions.ClientConfigurationError):
+        return Verdict.OURS  # a parameter of DATABASE_URL that the driver does not know
     # Time-outs are OSErrors; an InterfaceError says that the connection cannot be used any more.
     if isinstance(error, asyncpg.InterfaceError | OSError | EOFError):
         return Verdict.PASSES

@@ -36,22 +36,32 @@ class DatabaseSettings(msgspec.Struct, frozen=True, kw_only=True):
     ] = "info"
 
     def __post_init__(self) -> None:
-        check_url(
-            "DATABASE_URL", self.database_url, ("postgresql", "postgres"), allowed_text(type(self), "database_url")
-        )
+        allowed = allowed_text(type(self), "database_url")
+        # Several hosts are how the driver finds the primary after a failover.
+        check_url("DATABASE_URL", self.database_url, ("postgresql", "postgres"), allowed, several_hosts=True)
 
 
-def check_url(variable: str, url: str, schemes: tuple[str, ...], allowed: str) -> SplitResult:
-    """The parts of `url`; raises SettingsError unless it has one of the schemes and a possible host and port."""
+def check_url(
+    variable: str, url: str, schemes: tuple[str, ...], allowed: str, *, several_hosts: bool = False
+) -> SplitResult:
+    """The parts of `url`; raises SettingsError unless it has one of the schemes and possible hosts and ports."""
     try:
         parts = urlsplit(url)
-        is_right = parts.scheme in schemes and parts.port != 0
-        (parts.hostname or "").encode("idna")  # as a look-up of the name does, which raises the same
+        hosts = parts.netloc.rpartition("@")[2]
+        is_right = parts.scheme in schemes and "://" in url
+        is_right = is_right and all(map(_is_host, hosts.split(",") if several_hosts else [hosts]))
     except ValueError:
         is_right = False
     if not is_right:
         raise SettingsError(_message(variable, url, allowed))
     return parts
+
+
+def _is_host(text: str) -> bool:
+    """Whether `text` can be HOST or HOST:PORT; raises ValueError for most of what cannot."""
+    parts = urlsplit(f"//{text}")
+    (parts.hostname or "").encode("idna")  # as a look-up of the name does, which raises the same
+    return parts.port != 0
 
 
 def without_password(text: str) -> str:

@@ -19,6 +19,7 @@ from typing import Any, TypeAlias
 
 import msgspec
 
+from sql.errors import Verdict, judge
 from sql.partitions import Days, days_between
 from sql.pool import Connection
 from sql.queries import query
@@ -142,3 +143,26 @@ def _values(row: Row) -> Row:
 def _arrays(kind: Kind, rows: list[Row]) -> list[Any]:
     """One array a column, as `unnest` takes them."""
     return list(zip(*rows, strict=True))[: len(kind.columns)] if rows else [[] for _ in kind.columns]
+
+
+async def insert_isolating(
+    connection: Connection, kind: Kind, rows: list[Row], days: Days
+) -> tuple[Inserted, list[tuple[Row, Exception]]]:
+    """The slow way for rows of which some may be at fault: halved until such a row stands alone with its error.
+
+    Errors that are not a row's fault are raised; what was committed until then counts as stored when it is tried again.
+    """
+    try:
+        return await insert(connection, kind, rows, days), []
+    except Exception as error:
+        if judge(error) is not Verdict.ROW:
+            raise
+        if len(rows) == 1:
+            return Inserted(0, 0, []), [(rows[0], error)]
+    middle = len(rows) // 2
+    first, refused_first = await insert_isolating(connection, kind, rows[:middle], days)
+    second, refused_second = await insert_isolating(connection, kind, rows[middle:], days)
+    both = Inserted(
+        first.stored + second.stored, first.duplicates + second.duplicates, first.conflicts + second.conflicts
+    )
+    return both, refused_first + refused_second

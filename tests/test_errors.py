@@ -80,26 +80,25 @@ def test_errors_without_a_server_have_a_verdict_too(error: Exception, verdict: V
     assert judge(error) is verdict
 
 
-@pytest.mark.parametrize(
-    ("statement", "state", "verdict"),
-    [
-        ("SELECT 1 / 0", "22012", Verdict.ROW),
-        ("SELECT 'x'::float8", "22P02", Verdict.ROW),
-        ("INSERT INTO meter_status VALUES ('m1', now(), NULL, 230, now())", "23502", Verdict.ROW),
-        ("INSERT INTO meter_reading VALUES ('m1', '1999-01-01', 1, 230, now())", "23514", Verdict.ROW),
-        ("BEGIN READ ONLY; DELETE FROM meter_status", "25006", Verdict.PASSES),
-        ("SET statement_timeout = 1; SELECT pg_sleep(10)", "57014", Verdict.PASSES),
-        ("TABLE no_such_table", "42P01", Verdict.OURS),
-        ("DO $$ BEGIN RAISE EXCEPTION 'no'; END $$", "P0001", Verdict.OURS),
-    ],
-)
-async def test_what_a_real_server_says_is_judged(
-    database: asyncpg.Connection, statement: str, state: str, verdict: Verdict
-) -> None:
-    with pytest.raises(asyncpg.PostgresError) as raised:
-        await database.execute(statement)
-    assert (sqlstate(raised.value), judge(raised.value)) == (state, verdict)
-    assert is_read_only(raised.value) is (state == "25006")
+STATEMENTS = [
+    ("SELECT 1 / 0", "22012", Verdict.ROW),
+    ("SELECT 'x'::float8", "22P02", Verdict.ROW),
+    ("INSERT INTO meter_status VALUES ('m1', now(), NULL, 230, now())", "23502", Verdict.ROW),
+    ("INSERT INTO meter_reading VALUES ('m1', '1999-01-01', 1, 230, now())", "23514", Verdict.ROW),
+    ("BEGIN READ ONLY; DELETE FROM meter_status", "25006", Verdict.PASSES),
+    ("SET statement_timeout = 1; SELECT pg_sleep(10)", "57014", Verdict.PASSES),
+    ("TABLE no_such_table", "42P01", Verdict.OURS),
+    ("DO $$ BEGIN RAISE EXCEPTION 'no'; END $$", "P0001", Verdict.OURS),
+]
+
+
+async def test_what_a_real_server_says_is_judged(database: asyncpg.Connection) -> None:
+    for statement, state, verdict in STATEMENTS:
+        with pytest.raises(asyncpg.PostgresError) as raised:
+            await database.execute(statement)
+        assert (sqlstate(raised.value), judge(raised.value)) == (state, verdict), statement
+        assert is_read_only(raised.value) is (state == "25006")
+        await database.execute("ROLLBACK; RESET ALL")
 
 
 async def test_a_connection_that_is_refused_passes() -> None:

@@ -498,9 +498,24 @@ def test_in_an_array_only_the_bad_elements_are_rejected_and_each_keeps_its_own_b
     assert decoded.kind is METER
 
 
+@pytest.mark.parametrize("element", [b"NaN", with_raw("voltage", b"NaN"), with_raw("voltage", b"-Infinity")])
+def test_nan_spoils_its_own_element_only(element: bytes) -> None:
+    for elements in ([element, meter()], [meter(), element]):
+        decoded = decode(METER_TOPIC, b" [\n" + b" , ".join(elements) + b" ] ", receipt())
+        assert [row[-1] for row in decoded.rows] == [meter()]
+        assert [(rejection.reason, rejection.payload) for rejection in decoded.rejections] == [
+            ("malformed_json", element)
+        ]
+
+
 @pytest.mark.parametrize(
-    "element", [meter()[:-1], b"", b"NaN", with_raw("voltage", b"NaN"), with_raw("type", b'"\xff"')]
+    "message", [b"[NaN", b"[NaN,]", b"[NaN] x", b"[NaN 1]", b"[,NaN]", b"[" * 100_000, b"[NaN," * 100_000]
 )
+def test_an_array_with_nan_that_is_broken_besides_is_one_rejection(message: bytes) -> None:
+    assert reason_for(message) == "malformed_json"
+
+
+@pytest.mark.parametrize("element", [meter()[:-1], b"", with_raw("type", b'"\xff"')])
 def test_an_array_that_is_no_json_is_one_rejection(element: bytes) -> None:
     assert reason_for(b"[%s,%s" % (meter(), element)) == "malformed_json"
     assert reason_for(b"[%s,%s]" % (element, meter())) == "malformed_json"
@@ -568,7 +583,7 @@ numbers = st.one_of(
 times = st.one_of(
     st.datetimes(
         min_value=datetime(2024, 1, 1),  # noqa: DTZ001 - Hypothesis wants it so; the zone is the next argument
-        max_value=datetime(2027, 1, 1),  # noqa: DTZ001
+        max_value=datetime(2027, 1, 1),  # noqa: DTZ001 - likewise
         timezones=st.sampled_from([UTC, timezone(timedelta(hours=14)), timezone(timedelta(hours=-9, minutes=-30))]),
     ).map(datetime.isoformat),
     st.floats(min_value=1.7e9, max_value=1.8e9),
