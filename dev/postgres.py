@@ -7,6 +7,7 @@ binaries are opened for traversal (execute, not read) where they are not.
 import os
 import pwd
 import secrets
+import shutil
 import signal
 import stat
 import subprocess
@@ -69,23 +70,28 @@ class PrivatePostgres:
     def create_database(self, name: str, template: str = "template1") -> None:
         """Create a database unless it is there."""
         if self._psql(f"SELECT 1 FROM pg_database WHERE datname = '{name}'").strip() != "1":  # noqa: S608 - our names
-            self._psql(f"CREATE DATABASE {name} TEMPLATE {template}")
+            self._psql(f"CREATE DATABASE {name} TEMPLATE {template} STRATEGY FILE_COPY")
 
     def drop_database(self, name: str) -> None:
         """Drop a database, whoever is still connected to it."""
         self._psql(f"DROP DATABASE {name} WITH (FORCE)")
 
     def _initialize(self) -> None:
+        if self._data.exists() and any(self._data.iterdir()):
+            raise ProcessError(f"{self._data} exists but is not empty, and no database is in it; move it away")
         self._password_file.touch(mode=0o600)
         self._password_file.write_text(secrets.token_hex(16))
         # initdb reads the password as the account it runs as, which is not the one that owns the file.
         given = self._folder / "password.initdb"
         given.write_text(self._password_file.read_text())
-        self._data.mkdir(mode=0o700, exist_ok=True)
+        # Made beside its place, so that an initdb that was killed leaves nothing that looks like data.
+        unfinished = self._folder / "data.new"
+        shutil.rmtree(unfinished, ignore_errors=True)
+        unfinished.mkdir(mode=0o700)
         if self._account:
-            for path in (self._data, given):
+            for path in (unfinished, given):
                 _give_away(path, self._account)
-        command = [str(BINARIES / "initdb"), "-D", str(self._data), "-U", "postgres", "--encoding=UTF8", "--locale=C"]
+        command = [str(BINARIES / "initdb"), "-D", str(unfinished), "-U", "postgres", "--encoding=UTF8", "--locale=C"]
         command += ["--auth=scram-sha-256", f"--pwfile={given}"]
         user, group = self._account or (None, None)
         done = subprocess.run(
@@ -94,6 +100,7 @@ class PrivatePostgres:
         given.unlink()
         if done.returncode:
             raise ProcessError(f"initdb failed:\n{done.stdout}{done.stderr}")
+        unfinished.rename(self._data)
 
     def _answers(self) -> bool:
         command = [str(BINARIES / "pg_isready"), "-q", "-h", "127.0.0.1", "-p", str(self.port), "-U", "postgres"]

@@ -31,17 +31,17 @@ class Child:
         command: list[str],
         folder: Path,
         *,
-        env: Mapping[str, str] | None = None,
+        env: Callable[[], Mapping[str, str]] | None = None,
         cwd: Path | None = None,
         account: tuple[int, int] | None = None,
         stop_signal: signal.Signals = signal.SIGTERM,
     ) -> None:
-        """`account` is a user and a group id to run as; log and pid file are made in `folder`."""
+        """Log and pid file are made in `folder`; `env` is asked at each start; `account` is a user and a group id."""
         self.name = name
         self.log = folder / f"{name}.log"
         self._pid_file = folder / f"{name}.pid"
         self._command = command
-        self._env = dict(env) if env is not None else None
+        self._env = env
         self._cwd = cwd
         self._account = account
         self._stop_signal = stop_signal
@@ -50,7 +50,7 @@ class Child:
     @property
     def pid(self) -> int:
         """The process id; raises ProcessError when it is not running."""
-        if self._process is None:
+        if self._process is None or self._process.poll() is not None:
             raise ProcessError(f"{self.name} is not running")
         return self._process.pid
 
@@ -68,7 +68,7 @@ class Child:
                 stdin=subprocess.DEVNULL,
                 stdout=log,
                 stderr=log,
-                env=self._env,
+                env=dict(self._env()) if self._env else None,
                 cwd=self._cwd,
                 start_new_session=True,
                 user=user,

@@ -53,6 +53,10 @@ async def lease(pool: Pool, timeout_s: float = WORK_TIMEOUT_S) -> AsyncIterator[
     try:
         async with asyncio.timeout(timeout_s):
             yield connection
+    except asyncpg.InternalClientError as error:
+        # What asyncpg says of a connection whose server has said good-bye and not yet hung up.
+        connection.terminate()
+        raise asyncpg.InterfaceError(f"the connection cannot be used any more: {error}") from error
     except BaseException as error:
         if not isinstance(error, asyncpg.PostgresError) or is_read_only(error):
             connection.terminate()

@@ -2,6 +2,7 @@
 
 import asyncio
 import itertools
+import tempfile
 from collections.abc import AsyncIterator, Iterator
 from pathlib import Path
 
@@ -18,16 +19,18 @@ _numbers = itertools.count(1)
 
 
 @pytest.fixture(scope="session")
-def postgres(tmp_path_factory: pytest.TempPathFactory) -> Iterator[PrivatePostgres]:
+def postgres() -> Iterator[PrivatePostgres]:
     """One server for the whole run, with the migrated schema as a template. What it stores need not last."""
-    server = PrivatePostgres(tmp_path_factory.mktemp("postgres"), {"fsync": "off", "shared_buffers": "128MB"})
-    server.start()
-    try:
-        server.create_database(TEMPLATE)
-        asyncio.run(_migrate(server.url(TEMPLATE)))
-        yield server
-    finally:
-        server.process.stop()
+    # Not in pytest's own folder: the next pytest that starts closes that to others, among them this server's account.
+    with tempfile.TemporaryDirectory(prefix="fleetwatt-") as folder:
+        server = PrivatePostgres(Path(folder), {"fsync": "off", "shared_buffers": "128MB"})
+        server.start()
+        try:
+            server.create_database(TEMPLATE)
+            asyncio.run(_migrate(server.url(TEMPLATE)))
+            yield server
+        finally:
+            server.process.stop()
 
 
 async def _migrate(url: str) -> None:

@@ -65,7 +65,10 @@ DECLARE
     partition text := parent || '_' || to_char(day, 'YYYYMMDD');
 BEGIN
     PERFORM pg_advisory_xact_lock(hashtext('fleetwatt ensure_day'));
-    IF to_regclass(quote_ident(partition)) IS NOT NULL THEN
+    IF EXISTS (
+        SELECT FROM pg_inherits
+        WHERE inhparent = to_regclass(quote_ident(parent)) AND inhrelid = to_regclass(quote_ident(partition))
+    ) THEN
         RETURN false;
     END IF;
     EXECUTE format('CREATE TABLE %I (LIKE %I INCLUDING DEFAULTS INCLUDING CONSTRAINTS)', partition, parent);

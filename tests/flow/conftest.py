@@ -1,5 +1,6 @@
 """A whole house for each test: broker, database and daemon, all real."""
 
+import tempfile
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -20,10 +21,11 @@ def house(tmp_path: Path, broker: PrivateBroker, database_url: str) -> Iterator[
 
 
 @pytest.fixture
-def own_postgres(tmp_path: Path) -> Iterator[PrivatePostgres]:
+def own_postgres() -> Iterator[PrivatePostgres]:
     """A database server that the test may kill, with all durability on."""
-    server = PrivatePostgres(tmp_path / "postgres", {"shared_buffers": "64MB"})
-    server.start()
-    server.create_database("fleetwatt")
-    yield server
-    server.process.stop()
+    with tempfile.TemporaryDirectory(prefix="fleetwatt-") as folder:
+        server = PrivatePostgres(Path(folder), {"shared_buffers": "64MB"})
+        server.start()
+        server.create_database("fleetwatt")
+        yield server
+        server.process.stop()

@@ -29,7 +29,7 @@ class House:
         self.metrics_port = free_port()
         environment = {**os.environ, **settings, "MQTT_URL": broker.url, "DATABASE_URL": database_url}
         environment["METRICS_PORT"] = str(self.metrics_port)
-        self.daemon = Child("daemon", [sys.executable, "-m", "daemon"], folder, env=environment, cwd=ROOT)
+        self.daemon = Child("daemon", [sys.executable, "-m", "daemon"], folder, env=lambda: environment, cwd=ROOT)
 
     def start(self) -> None:
         """Start the daemon and wait until it is ready."""

@@ -4,10 +4,13 @@ import asyncio
 import os
 import signal
 import sys
+import tempfile
+from collections.abc import Iterator
 from pathlib import Path
 
 import asyncpg
 import psutil
+import pytest
 
 from tests.flow.house import ROOT, eventually
 
@@ -25,6 +28,13 @@ async def finish(process: asyncio.subprocess.Process) -> str:
     return printed.decode()
 
 
+@pytest.fixture
+def folder() -> Iterator[Path]:
+    """A folder that the database's account can get to, whatever another pytest does to its own."""
+    with tempfile.TemporaryDirectory(prefix="fleetwatt-") as folder:
+        yield Path(folder)
+
+
 def processes_of(folder: Path) -> list[list[str]]:
     """Command lines of the servers, which name the folder, and of what runs in it."""
     found = []
@@ -35,29 +45,29 @@ def processes_of(folder: Path) -> list[list[str]]:
     return found
 
 
-async def test_two_folders_at_once_do_not_disturb_each_other_and_every_reading_is_accounted_for(tmp_path: Path) -> None:
+async def test_two_folders_at_once_do_not_disturb_each_other_and_every_reading_is_accounted_for(folder: Path) -> None:
     for name in ("one", "two"):
-        (tmp_path / name).mkdir()
-    runs = [await start(tmp_path / name, FLEET="10", SECONDS="3") for name in ("one", "two")]
+        (folder / name).mkdir()
+    runs = [await start(folder / name, FLEET="10", SECONDS="3") for name in ("one", "two")]
     for printed in await asyncio.gather(*map(finish, runs)):
         unaccounted = next(line for line in printed.splitlines() if "unaccounted" in line)
         assert " 0 " in unaccounted
-    assert processes_of(tmp_path) == []
+    assert processes_of(folder) == []
 
 
-async def test_a_second_start_on_the_same_data_doubles_nothing(tmp_path: Path) -> None:
-    first = await finish(await start(tmp_path, FLEET="5", SECONDS="1"))
-    (tmp_path / ".fleetwatt" / "fleet.json").unlink()  # even if the fleet forgets what it sent
-    second = await finish(await start(tmp_path, FLEET="5", SECONDS="1"))
+async def test_a_second_start_on_the_same_data_doubles_nothing(folder: Path) -> None:
+    first = await finish(await start(folder, FLEET="5", SECONDS="1"))
+    (folder / ".fleetwatt" / "fleet.json").unlink()  # even if the fleet forgets what it sent
+    second = await finish(await start(folder, FLEET="5", SECONDS="1"))
     assert count(first, "stored, meters") > 7000
     assert count(second, "stored, meters") < 100
     assert count(second, "duplicate") > 14000
     assert "conflict" not in second
 
 
-async def test_ctrl_c_stops_all_of_it(tmp_path: Path) -> None:
-    process = await start(tmp_path, FLEET="0")
-    env_file = tmp_path / ".fleetwatt" / "env"
+async def test_ctrl_c_stops_all_of_it(folder: Path) -> None:
+    process = await start(folder, FLEET="0")
+    env_file = folder / ".fleetwatt" / "env"
 
     async def ready() -> bool:
         return env_file.exists() and "METRICS_URL" in env_file.read_text()
@@ -67,22 +77,22 @@ async def test_ctrl_c_stops_all_of_it(tmp_path: Path) -> None:
     connection = await asyncpg.connect(addresses["DATABASE_URL"])
     assert await connection.fetchval("SELECT count(*) FROM meter_reading") == 0
     await connection.close()
-    assert len(processes_of(tmp_path)) > 3
+    assert len(processes_of(folder)) > 3
     process.send_signal(signal.SIGINT)
     await finish(process)
-    assert processes_of(tmp_path) == []
+    assert processes_of(folder) == []
     assert not env_file.exists()
 
 
-async def test_a_daemon_that_is_killed_is_started_again(tmp_path: Path) -> None:
-    process = await start(tmp_path, FLEET="5", SECONDS="6")
-    env_file = tmp_path / ".fleetwatt" / "env"
+async def test_a_daemon_that_is_killed_is_started_again(folder: Path) -> None:
+    process = await start(folder, FLEET="5", SECONDS="6")
+    env_file = folder / ".fleetwatt" / "env"
 
     async def ready() -> bool:
         return env_file.exists()
 
     await eventually(ready)
-    pid = int((tmp_path / ".fleetwatt" / "daemon.pid").read_text())
+    pid = int((folder / ".fleetwatt" / "daemon.pid").read_text())
     os.kill(pid, signal.SIGKILL)
     assert "starting it again" in await finish(process)
 
