@@ -1,4 +1,4 @@
-# The daemon in a small image: docker build --tag fleetwatt . ; docs/docker.md shows it with broker and database.
+# Daemon and api in a small image: docker build --tag fleetwatt . ; docs/docker.md shows it with broker and database.
 FROM python:3.11-slim AS packages
 COPY requirements.lock .
 # Wheels only: no compiler is needed, and no package's own code runs while it is installed.
@@ -10,11 +10,14 @@ FROM python:3.11-slim
 RUN useradd --uid 10001 --user-group --no-create-home --home-dir /opt/fleetwatt --shell /usr/sbin/nologin fleetwatt
 WORKDIR /opt/fleetwatt
 COPY --from=packages /opt/fleetwatt/venv venv
+COPY api api
 COPY daemon daemon
 COPY sql sql
 # The running container cannot write them, so the compiled files are made here.
-RUN venv/bin/python -m compileall -q daemon sql
+RUN venv/bin/python -m compileall -q api daemon sql
 USER fleetwatt
 ENV PYTHONUNBUFFERED=1
-# Arguments are the daemon's commands: `docker run fleetwatt migrate`. SIGTERM, docker's own, ends it in good order.
-ENTRYPOINT ["/opt/fleetwatt/venv/bin/python", "-m", "daemon"]
+# Arguments are a room and its command: `docker run fleetwatt daemon migrate`, `docker run fleetwatt api`. SIGTERM,
+# docker's own, ends either in good order.
+ENTRYPOINT ["/opt/fleetwatt/venv/bin/python", "-m"]
+CMD ["daemon"]

@@ -2,12 +2,13 @@
 FLEET ?= 200
 SECONDS ?= 0
 MESSAGES ?= 100000
+ATTACK_SECONDS ?= 120
 PREFIX ?= /opt/fleetwatt
 
 PYTHON ?= $(shell command -v python3.11 || command -v python3)
 PIP_FLAGS = -qq --disable-pip-version-check --require-hashes
 .DEFAULT_GOAL := help
-.PHONY: help run test check format lock broker install clean bench
+.PHONY: help run test check format lock broker install clean bench docs attack
 
 help: ## what can be made here
 	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | awk -F ':.*## ' '{printf "  make %-9s %s\n", $$1, $$2}'
@@ -30,6 +31,13 @@ format: .venv/ready ## put the code in the house's form
 
 bench: .venv/ready broker ## drain of a backlog, measured (MESSAGES=100000)
 	@.venv/bin/python -m dev bench --messages $(MESSAGES)
+
+docs: .venv/ready ## write docs/openapi.json and docs/postman.json anew from the routes
+	@.venv/bin/python -m api openapi > docs/openapi.json
+	@.venv/bin/python -m api postman > docs/postman.json
+
+attack: .venv/ready broker ## schemathesis against the sidecar, from its own document (ATTACK_SECONDS=120)
+	@SCHEMATHESIS_SECONDS=$(ATTACK_SECONDS) .venv/bin/python -m pytest -q tests/api/test_schemathesis.py
 
 lock: .venv/ready ## pin anew what is installed, within the bounds of setup.cfg
 	@.venv/bin/pip-compile --quiet --upgrade --strip-extras --generate-hashes --allow-unsafe --no-header --no-emit-index-url --no-emit-find-links --no-emit-trusted-host --output-file requirements.lock setup.cfg

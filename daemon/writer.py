@@ -32,7 +32,7 @@ from sql.errors import Verdict, judge, sqlstate
 from sql.partitions import Days
 from sql.pool import Connection, Pool, lease
 from sql.rejections import Rejection
-from sql.store import Kind, Row
+from sql.store import Inserted, Kind, Row
 
 T = TypeVar("T")
 
@@ -96,21 +96,16 @@ class Writer:
             settlement.stored[kind.name] += len(batch.rows)
 
     async def _insert(self, kind: Kind, rows: list[Row], settlement: Settlement) -> None:
-        try:
-            inserted = await self._patiently(
-                lambda connection: store.insert(connection, kind, rows, self._days), give_back=Verdict.ROW
+        def attempt(some: list[Row]) -> Awaitable[Inserted]:
+            return self._patiently(
+                lambda connection: store.insert(connection, kind, some, self._days), give_back=Verdict.ROW
             )
-        except Exception as error:  # only a row's fault comes back
-            if len(rows) == 1:
-                settlement.rejections.append(_refused(kind, rows[0], error))
-                return
-            middle = len(rows) // 2
-            await self._insert(kind, rows[:middle], settlement)
-            await self._insert(kind, rows[middle:], settlement)
-        else:
-            settlement.stored[kind.name] += inserted.stored
-            settlement.duplicate[kind.name] += inserted.duplicates
-            settlement.rejections += [_conflict(kind, row) for row in inserted.conflicts]
+
+        inserted, refused = await store.isolate(rows, attempt)
+        settlement.stored[kind.name] += inserted.stored
+        settlement.duplicate[kind.name] += inserted.duplicates
+        settlement.rejections += [_conflict(kind, row) for row in inserted.conflicts]
+        settlement.rejections += [_refused(kind, row, error) for row, error in refused]
 
     async def _patiently(self, work: Callable[[Connection], Awaitable[T]], give_back: Verdict | None = None) -> T:
         """Do `work` on a connection until it succeeds. Raises only errors with the verdict `give_back`."""

@@ -6,10 +6,13 @@ import os
 import sys
 from pathlib import Path
 
+from dev.ask import AskError, ask
 from dev.bench import bench
+from dev.history import history
 from dev.processes import ProcessError
 from dev.replay import ReplayError, replay
 from dev.run import Run
+from dev.stack import address
 
 FOLDER = Path(".fleetwatt")
 
@@ -24,9 +27,13 @@ def main() -> int:
                 return asyncio.run(Run(stack_folder, options.fleet, options.seconds, options.seed).run())
             case "replay":
                 asyncio.run(replay(options.file, FOLDER))
+            case "history":
+                asyncio.run(history(address("DATABASE_URL", FOLDER), options.vehicles, options.hours))
+            case "ask":
+                asyncio.run(ask(address("API_URL", FOLDER), options.vehicles, options.requests, [1, 32]))
             case "bench":
                 return asyncio.run(bench(FOLDER.absolute() / "bench", options.messages, options.runs))
-    except (ProcessError, ReplayError) as error:
+    except (AskError, ProcessError, ReplayError) as error:
         print(f"fleetwatt: {error}", file=sys.stderr)
         return 1
     return 0
@@ -45,6 +52,12 @@ def _parser() -> argparse.ArgumentParser:
     run.add_argument("--seed", type=_count, default=os.environ.get("SEED", "1"), help="another number, another fleet")
     play = commands.add_parser("replay", help="publish recorded readings")
     play.add_argument("file", type=Path, help='a file with {"topic": …, "payload": …} a line')
+    past = commands.add_parser("history", help="a day of readings of a large fleet, for measuring queries")
+    past.add_argument("--vehicles", type=_count, default=10_000, help="each with its meter")
+    past.add_argument("--hours", type=_count, default=24, help="up to now")
+    question = commands.add_parser("ask", help="how long the performance route takes on that history")
+    question.add_argument("--vehicles", type=_count, default=10_000, help="as given to `history`")
+    question.add_argument("--requests", type=_count, default=2_000, help="at one client, and at 32")
     measure = commands.add_parser("bench", help="how fast a backlog is stored, and what it costs")
     measure.add_argument("--messages", type=_count, default=100_000, help="in the backlog")
     measure.add_argument("--runs", type=_count, default=3, help="how often")

@@ -8,10 +8,11 @@ import msgspec
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 
 from dev.feed import Feed
+from dev.stack import address
 
 
 class ReplayError(Exception):
-    """A recording cannot be read, or nobody said where to publish it."""
+    """A recording cannot be read."""
 
 
 class Recorded(msgspec.Struct):
@@ -23,7 +24,7 @@ class Recorded(msgspec.Struct):
 
 async def replay(path: Path, folder: Path) -> None:
     """Publish a recording to `MQTT_URL`, or to the stack that runs in `folder`; prints what was acknowledged."""
-    mqtt_url = os.environ.get("MQTT_URL") or _url_of_stack(folder)
+    mqtt_url = address("MQTT_URL", folder)
     messages = list(_messages(path))
     columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn())
     feed = Feed(mqtt_url, f"fleetwatt-replay-{os.getpid()}")
@@ -48,13 +49,3 @@ def _messages(path: Path) -> Iterator[tuple[str, bytes]]:
         raise ReplayError(f"{path} cannot be read: {error.strerror}") from error
     except (msgspec.DecodeError, ValueError) as error:
         raise ReplayError(f'{path}, line {number}: {error}; expected {{"topic": …, "payload": …}}') from error
-
-
-def _url_of_stack(folder: Path) -> str:
-    try:
-        lines = (folder / "env").read_text(encoding="utf-8").splitlines()
-        return dict(line.split("=", 1) for line in lines)["MQTT_URL"]
-    except OSError:
-        raise ReplayError(
-            f"there is no {folder / 'env'}, so nothing runs here; start it with `make run`, or set MQTT_URL"
-        ) from None

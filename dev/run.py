@@ -12,6 +12,7 @@ from collections.abc import Iterator
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
 
+import asyncpg
 import msgspec
 from msgspec import Struct
 from rich.console import Console
@@ -22,6 +23,7 @@ from dev.books import Books, count_rows, read_books
 from dev.feed import Feed
 from dev.fleet import Fault, Fleet, Publication
 from dev.stack import Stack
+from sql.links import LinkOverlapError, pair
 
 BACKFILL = timedelta(hours=24)
 GROUP = 400
@@ -70,7 +72,7 @@ class Run:
         """Start, publish, stop; returns the exit code: 0 where everything is accounted for."""
         for number in (signal.SIGINT, signal.SIGTERM):
             asyncio.get_running_loop().add_signal_handler(number, self._stop.set)
-        self._say("starting PostgreSQL, Mosquitto and the daemon ...")
+        self._say("starting PostgreSQL, Mosquitto, the daemon and the sidecar ...")
         with Stack(self._folder) as stack:
             rows_before = await count_rows(stack.database_url)
             watch = asyncio.create_task(self._watch(stack), name="watch")
@@ -96,6 +98,7 @@ class Run:
 
     async def _publish(self, stack: Stack, feed: Feed, live_from: datetime) -> None:
         await self._backfill(feed, self._remembered(live_from), live_from)
+        await self._pair(stack)
         env_file = stack.write_env()
         self._introduce(stack, env_file)
         await self._live(feed, live_from)
@@ -122,6 +125,15 @@ class Run:
                     return
             progress.update(task, completed=(end - start).total_seconds())
         self._remember(end)
+
+    async def _pair(self, stack: Stack) -> None:
+        """Link each vehicle with its meter, but leave alone what somebody has linked otherwise."""
+        since = datetime.now(UTC) - BACKFILL - timedelta(hours=1)  # an array may hold what was kept for an hour
+        connection = await asyncpg.connect(stack.database_url)
+        for vehicle_id, meter_id in self._fleet.pairs():
+            with contextlib.suppress(LinkOverlapError):
+                await pair(connection, vehicle_id, meter_id, since, None)
+        await connection.close()
 
     async def _live(self, feed: Feed, start: datetime) -> None:
         ends_at_s = time.monotonic() + self._seconds if self._seconds else float("inf")
@@ -158,6 +170,9 @@ class Run:
             await asyncio.sleep(1)
             with contextlib.suppress(OSError):
                 self._books = await read_books(stack.metrics_url)
+            if not stack.api.is_running:
+                self._say(f"the sidecar ended (code {stack.api.wait(1)}); starting it again")
+                await asyncio.to_thread(stack.start_api)
             if not stack.daemon.is_running:
                 self._say(f"the daemon ended (code {stack.daemon.wait(1)}); starting it again")
                 self._earlier.received += self._books.received
@@ -183,18 +198,28 @@ class Run:
         )
 
     def _introduce(self, stack: Stack, env_file: Path) -> None:
-        leaky = next((device for device, fault in self._fleet.faults().items() if fault is Fault.LEAKY_CHARGER), "none")
-        say = self._say
-        say(f"ready: addresses in {env_file}, logs beside it")
-        say(f"  readings    psql {stack.database_url} -c 'TABLE vehicle_status LIMIT 5'")
-        say(f"  metrics     curl {stack.metrics_url}/metrics")
-        say(
-            f"  publish     mosquitto_pub -p {stack.broker.port} -q 1 -t meters/m1/reading -m "
-            '\'{"kwhConsumedAc":0.1,"voltage":230}\''
-        )
-        if healthy := self._fleet.healthy():
-            say(f"  healthy vehicle {healthy}, leaky charger at {leaky}")
+        say, examples = self._say, self._examples()
+        say(f"ready: {stack.api_url}/docs")
+        for name, vehicle_id in examples.items():
+            say(f"  {name:<18} curl {stack.api_url}/v1/analytics/performance/{vehicle_id}")
+        if examples:
+            say(f"  {'the whole fleet':<18} curl {stack.api_url}/v1/analytics/fleet")
+        say(f"  {'metrics':<18} curl {stack.metrics_url}/metrics")
+        say(f"  {'rows':<18} psql {stack.database_url} -c 'TABLE vehicle_status LIMIT 5'")
+        payload = '{"kwhConsumedAc":0.1,"voltage":230}'
+        say(f"  {'publish':<18} mosquitto_pub -p {stack.broker.port} -q 1 -t meters/m1/reading -m '{payload}'")
+        say(f"these addresses are in {env_file}, logs beside it")
         say(f"stops after {self._seconds:g} s" if self._seconds else "stop with Ctrl-C")
+
+    def _examples(self) -> dict[str, str]:
+        """A vehicle of each sort that a visitor wants to see."""
+        by_fault = {fault: device_id for device_id, fault in reversed(self._fleet.faults().items())}
+        vehicles = {
+            "healthy vehicle": self._fleet.healthy(),
+            "leaky charger": by_fault.get(Fault.LEAKY_CHARGER),
+            "unlinked vehicle": by_fault.get(Fault.UNLINKED),
+        }
+        return {name: vehicle_id for name, vehicle_id in vehicles.items() if vehicle_id}
 
     async def _balance(self, stack: Stack, rows_before: dict[str, int]) -> bool:
         """Wait until what was published has arrived and is settled, print the table, and say whether it closes."""

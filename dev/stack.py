@@ -1,4 +1,4 @@
-"""The private stack: database, broker and daemon in one folder, started in order and stopped in reverse."""
+"""The private stack: database, broker, daemon and sidecar in one folder, started in order and stopped in reverse."""
 
 import fcntl
 import os
@@ -33,9 +33,11 @@ class Stack:
         self.postgres = PrivatePostgres(folder / "postgres")
         self.broker = PrivateBroker(folder / "mosquitto")
         self.metrics_port = free_port()
+        self.api_port = free_port()
         self._settings = dict(settings or {})
         self._env_file = folder / "env"
-        self._daemon: Child | None = None
+        self.daemon = self._child("daemon")
+        self.api = self._child("api")
 
     def __enter__(self) -> "Stack":
         self._env_file.unlink(missing_ok=True)
@@ -44,7 +46,8 @@ class Stack:
             self.postgres.create_database(DATABASE)
             self.broker.start()
             self.migrate()
-            self.daemon.start(self._is_ready)
+            self.start_daemon()
+            self.start_api()
         except BaseException:
             self.stop()
             raise
@@ -66,12 +69,9 @@ class Stack:
         return f"http://127.0.0.1:{self.metrics_port}"
 
     @property
-    def daemon(self) -> Child:
-        """The daemon's process."""
-        if self._daemon is None:
-            command = [sys.executable, "-m", "daemon"]
-            self._daemon = Child("daemon", command, self.folder, env=self._environment(), cwd=ROOT)
-        return self._daemon
+    def api_url(self) -> str:
+        """The base of the sidecar's routes."""
+        return f"http://127.0.0.1:{self.api_port}"
 
     def migrate(self) -> None:
         """Bring the schema up to date."""
@@ -82,11 +82,20 @@ class Stack:
 
     def start_daemon(self) -> None:
         """Start the daemon, again where it has ended, and wait until it is ready."""
-        self.daemon.start(self._is_ready)
+        self.daemon.start(lambda: _is_ready(self.metrics_url))
+
+    def start_api(self) -> None:
+        """Start the sidecar, again where it has ended, and wait until it is ready."""
+        self.api.start(lambda: _is_ready(self.api_url))
 
     def write_env(self) -> Path:
         """Leave the addresses for whoever wants to talk to the stack."""
-        lines = {"MQTT_URL": self.broker.url, "DATABASE_URL": self.database_url, "METRICS_URL": self.metrics_url}
+        lines = {
+            "MQTT_URL": self.broker.url,
+            "DATABASE_URL": self.database_url,
+            "API_URL": self.api_url,
+            "METRICS_URL": self.metrics_url,
+        }
         self._env_file.touch(mode=0o600)
         self._env_file.write_text("".join(f"{name}={value}\n" for name, value in lines.items()), encoding="utf-8")
         return self._env_file
@@ -94,7 +103,7 @@ class Stack:
     def stop(self) -> None:
         """Stop everything that runs, the daemon first, so that it can write its last batch."""
         self._env_file.unlink(missing_ok=True)
-        for child in (self.daemon, self.broker.process, self.postgres.process):
+        for child in (self.api, self.daemon, self.broker.process, self.postgres.process):
             child.stop()
         self._lock.close()
 
@@ -104,17 +113,37 @@ class Stack:
             "DATABASE_URL": self.database_url,
             "METRICS_HOST": "127.0.0.1",
             "METRICS_PORT": str(self.metrics_port),
+            "API_HOST": "127.0.0.1",
+            "API_PORT": str(self.api_port),
         }
         ours = {**self._settings, **addresses}
         theirs = {name: value for name, value in os.environ.items() if name.removesuffix("_FILE") not in ours}
         return {**theirs, **ours}
 
-    def _is_ready(self) -> bool:
-        try:
-            with urllib.request.urlopen(f"{self.metrics_url}/readyz", timeout=5) as answer:  # noqa: S310 - http, ours
-                return bool(answer.status == 200)
-        except (urllib.error.URLError, OSError):
-            return False
+    def _child(self, room: str) -> Child:
+        # The environment is that of the start: the database's password is not known before.
+        return Child(room, [sys.executable, "-m", room], self.folder, env=self._environment, cwd=ROOT)
+
+
+def _is_ready(url: str) -> bool:
+    try:
+        with urllib.request.urlopen(f"{url}/readyz", timeout=5) as answer:  # noqa: S310 - http, ours
+            return bool(answer.status == 200)
+    except (urllib.error.URLError, OSError):
+        return False
+
+
+def address(variable: str, folder: Path) -> str:
+    """An address from the environment, or of the stack that runs in `folder`; raises ProcessError where neither is."""
+    if value := os.environ.get(variable):
+        return value
+    try:
+        lines = (folder / "env").read_text(encoding="utf-8").splitlines()
+    except OSError:
+        raise ProcessError(
+            f"there is no {folder / 'env'}, so nothing runs here; start it with `make run`, or set {variable}"
+        ) from None
+    return dict(line.split("=", 1) for line in lines)[variable]
 
 
 def _lock(folder: Path) -> TextIO:

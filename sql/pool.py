@@ -27,7 +27,12 @@ async def open_pool(database_url: str, application_name: str, connections_max: i
         timeout=CONNECT_TIMEOUT_S,
         # The lease below leaves no state on a connection, so there is nothing to reset at a round trip's cost.
         reset=_keep,
-        server_settings={"application_name": application_name, "timezone": "UTC"},
+        server_settings={
+            "application_name": application_name,
+            "timezone": "UTC",
+            # A generic plan would look at every day's partition, a plan for the given times only at theirs.
+            "plan_cache_mode": "force_custom_plan",
+        },
     )
     await pool
     try:

@@ -13,6 +13,7 @@ Two ways lead into the table, and a batch first takes the fast one:
 Rows are sorted by key in both, so that two writers meet the same rows in the same order and cannot deadlock.
 """
 
+from collections.abc import Awaitable, Callable
 from datetime import datetime
 from operator import itemgetter
 from typing import Any, TypeAlias
@@ -145,23 +146,23 @@ def _arrays(kind: Kind, rows: list[Row]) -> list[Any]:
     return list(zip(*rows, strict=True))[: len(kind.columns)] if rows else [[] for _ in kind.columns]
 
 
-async def insert_isolating(
-    connection: Connection, kind: Kind, rows: list[Row], days: Days
+async def isolate(
+    rows: list[Row], attempt: Callable[[list[Row]], Awaitable[Inserted]]
 ) -> tuple[Inserted, list[tuple[Row, Exception]]]:
-    """The slow way for rows of which some may be at fault: halved until such a row stands alone with its error.
+    """Insert rows of which some may be at fault: halved until such a row stands alone, with its error.
 
-    Errors that are not a row's fault are raised; what was committed until then counts as stored when it is tried again.
+    `attempt` is the slow way for some of the rows. What it raises is raised, unless it is a row's fault.
     """
     try:
-        return await insert(connection, kind, rows, days), []
+        return await attempt(rows), []
     except Exception as error:
         if judge(error) is not Verdict.ROW:
             raise
         if len(rows) == 1:
             return Inserted(0, 0, []), [(rows[0], error)]
     middle = len(rows) // 2
-    first, refused_first = await insert_isolating(connection, kind, rows[:middle], days)
-    second, refused_second = await insert_isolating(connection, kind, rows[middle:], days)
+    first, refused_first = await isolate(rows[:middle], attempt)
+    second, refused_second = await isolate(rows[middle:], attempt)
     both = Inserted(
         first.stored + second.stored, first.duplicates + second.duplicates, first.conflicts + second.conflicts
     )

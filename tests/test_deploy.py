@@ -10,12 +10,13 @@ from pathlib import Path
 import msgspec
 import pytest
 
+from api.settings import ApiSettings
 from daemon.settings import DaemonSettings
 
 ROOT = Path(__file__).parent.parent
 DEPLOY = ROOT / "deploy"
 UNITS = sorted(DEPLOY.glob("*.service"))
-SECRETS = {"DATABASE_URL", "MQTT_URL"}
+SECRETS = {"DATABASE_URL", "MQTT_URL", "API_TOKENS_FILE"}
 EXPOSURE_MAX = 2.0
 
 needs_systemd_analyze = pytest.mark.skipif(not shutil.which("systemd-analyze"), reason="there is no systemd here")
@@ -30,9 +31,9 @@ esac
 
 
 def settings_with_their_defaults() -> dict[str, str]:
-    """Each variable of the daemon and its default as it would be written; nothing where there is none."""
+    """Each variable of daemon and api and its default as it would be written; nothing where there is none."""
     defaults = {}
-    for field in msgspec.structs.fields(DaemonSettings):
+    for field in (*msgspec.structs.fields(DaemonSettings), *msgspec.structs.fields(ApiSettings)):
         default = field.default if field.default is not msgspec.NODEFAULT else None
         defaults[field.name.upper()] = "" if default is None else str(default)
     return defaults
@@ -98,7 +99,14 @@ def test_systemd_understands_every_line_of_the_installed_units(stage: Stage) -> 
         assert complaints == []
 
 
-@pytest.mark.parametrize(("unit", "secrets"), [("daemon", ["database_url", "mqtt_url"]), ("migrate", ["database_url"])])
+@pytest.mark.parametrize(
+    ("unit", "secrets"),
+    [
+        ("daemon", ["database_url", "mqtt_url"]),
+        ("migrate", ["database_url"]),
+        ("api", ["database_url", "api_tokens"]),
+    ],
+)
 def test_a_unit_reads_the_secrets_that_it_needs_as_credentials(unit: str, secrets: list[str]) -> None:
     text = (DEPLOY / f"fleetwatt-{unit}.service").read_text()
     assert re.findall("^LoadCredential=(.*)$", text, flags=re.MULTILINE) == [
@@ -107,14 +115,15 @@ def test_a_unit_reads_the_secrets_that_it_needs_as_credentials(unit: str, secret
     assert re.findall(r"([A-Z_]+)_FILE=%d/([a-z_]+)", text) == [(secret.upper(), secret) for secret in secrets]
 
 
-def test_the_daemon_is_not_started_again_with_wrong_settings() -> None:
-    assert "RestartPreventExitStatus=2\n" in (DEPLOY / "fleetwatt-daemon.service").read_text()
+@pytest.mark.parametrize("unit", ["daemon", "api"])
+def test_a_process_is_not_started_again_with_wrong_settings(unit: str) -> None:
+    assert "RestartPreventExitStatus=2\n" in (DEPLOY / f"fleetwatt-{unit}.service").read_text()
 
 
 def test_an_installation_has_program_units_and_settings(stage: Stage) -> None:
     answer = stage.install(PREFIX="/opt/elsewhere")
     assert answer.returncode == 0, answer.stderr
-    for folder in ("daemon", "sql"):
+    for folder in ("api", "daemon", "sql"):
         shipped = {path.relative_to(ROOT) for path in (ROOT / folder).rglob("*.*") if "__pycache__" not in path.parts}
         prefix = stage.path("opt/elsewhere")
         assert {path.relative_to(prefix) for path in (prefix / folder).rglob("*.*")} == shipped
@@ -122,7 +131,7 @@ def test_an_installation_has_program_units_and_settings(stage: Stage) -> None:
     for unit in UNITS:
         installed = (stage.path("etc/systemd/system") / unit.name).read_text()
         assert installed == unit.read_text().replace("/opt/fleetwatt", "/opt/elsewhere")
-    assert sorted(path.name for path in stage.path("opt/elsewhere").iterdir()) == ["daemon", "sql", "venv"]
+    assert sorted(path.name for path in stage.path("opt/elsewhere").iterdir()) == ["api", "daemon", "sql", "venv"]
 
 
 def test_an_installation_can_be_read_by_the_service_even_if_the_shell_was_private(stage: Stage) -> None:
@@ -189,7 +198,7 @@ def test_the_containers_set_only_known_settings() -> None:
 def test_the_containers_secrets_are_made_by_the_documented_commands() -> None:
     compose, manual = (ROOT / "docker-compose.yml").read_text(), (ROOT / "docs" / "docker.md").read_text()
     files = set(re.findall(r"\./secrets/([a-z_]+)\b", compose)) - {"certs"}
-    assert files == {"passwords", "postgres_password", "database_url", "mqtt_url"}
+    assert files == {"passwords", "postgres_password", "database_url", "mqtt_url", "api_tokens"}
     for name in files:
         assert f"> {name}" in manual
     assert "mosquitto/certificates secrets/certs mosquitto" in manual
@@ -210,4 +219,4 @@ def test_the_image_holds_the_locked_packages_and_no_secrets() -> None:
     assert re.search(r"^USER (?!root)", dockerfile, flags=re.MULTILINE)
     allowed = [line for line in (ROOT / ".dockerignore").read_text().splitlines() if line and not line.startswith("#")]
     assert allowed[0] == "*"
-    assert {line for line in allowed if line.startswith("!")} == {"!requirements.lock", "!daemon", "!sql"}
+    assert {line for line in allowed if line.startswith("!")} == {"!requirements.lock", "!api", "!daemon", "!sql"}

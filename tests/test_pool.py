@@ -14,6 +14,7 @@ from sql import pool as pool_module
 from sql.errors import Verdict, judge
 from sql.pool import Connection, Pool, lease, open_pool
 from tests.flow.house import eventually
+from tests.proxy import Proxy
 
 INSERT = "INSERT INTO meter_status VALUES ('m1', now(), 1, 230, now())"
 
@@ -162,6 +163,24 @@ async def test_the_pool_works_again_after_its_connections_were_killed(pool: Pool
 
     await eventually(lambda: answers(pool))
     assert all(await asyncio.gather(*(answers(pool) for _ in range(8))))
+
+
+async def test_a_connection_whose_server_has_gone_without_hanging_up_is_thrown_away(
+    database: asyncpg.Connection, database_url: str
+) -> None:
+    async def gone() -> bool:
+        return proxy.hang_ups_hidden == 1
+
+    async with Proxy(database_url) as proxy, open_pool(proxy.url, "test", 1) as pool:
+        proxy.hide_hang_ups = True
+        before = await server_pid(pool)
+        await database.execute("SELECT pg_terminate_backend($1)", before)
+        await eventually(gone)
+        with pytest.raises((asyncpg.PostgresError, asyncpg.InterfaceError)) as raised:
+            async with lease(pool) as connection:
+                await connection.execute("SELECT 1")
+        assert judge(raised.value) is Verdict.PASSES
+        assert await server_pid(pool) != before
 
 
 async def test_a_server_that_does_not_answer_holds_up_neither_the_lease_nor_the_end(database_url: str) -> None:

@@ -8,19 +8,24 @@ from pathlib import Path
 
 import msgspec
 import pytest
+from prometheus_client import CollectorRegistry
 
+from api.metrics import Metrics as ApiMetrics
+from api.settings import ApiSettings
 from daemon.accounts import Accounts
 from daemon.metrics import Metrics
 from daemon.readings import METER_FORM, REASONS, VEHICLE_FORM
 from daemon.settings import DaemonSettings
 from sql.queries import FOLDER as QUERIES
+from sql.settings import DatabaseSettings
 
 ROOT = Path(__file__).parent.parent
 MAY_IMPORT = {
     "sql": {"sql"},
     "daemon": {"sql", "daemon"},
-    "dev": {"sql", "daemon", "dev"},
-    "tests": {"sql", "daemon", "dev", "tests"},
+    "api": {"sql", "daemon", "api"},
+    "dev": {"sql", "daemon", "api", "dev"},
+    "tests": {"sql", "daemon", "api", "dev", "tests"},
 }
 ROOMS = set(MAY_IMPORT)
 
@@ -50,30 +55,45 @@ def test_imports_go_one_way(room: str) -> None:
         assert not wrong, f"{path.relative_to(ROOT)} imports from {', '.join(sorted(wrong))}"
 
 
+def test_the_sidecar_takes_nothing_of_the_daemon_but_its_readings() -> None:
+    for path in python_files("api"):
+        taken = set(re.findall(r"from (daemon[\w.]*) import", path.read_text(encoding="utf-8")))
+        assert taken <= {"daemon.readings"}, f"{path.relative_to(ROOT)} imports from {', '.join(sorted(taken))}"
+
+
 def test_only_files_that_touch_the_world_import_the_world() -> None:
     for name in ("readings", "batch", "accounts", "backoff"):
         text = (ROOT / "daemon" / f"{name}.py").read_text(encoding="utf-8")
         assert not re.search(r"import (asyncpg|mqtt5|socket|os)\b|from sql\.pool", text), f"daemon/{name}.py is pure"
 
 
-def test_every_setting_is_in_the_docs_with_its_default() -> None:
+@pytest.mark.parametrize("settings_type", [DaemonSettings, ApiSettings])
+def test_every_setting_is_in_the_docs_with_its_default(settings_type: type[DatabaseSettings]) -> None:
     page = (ROOT / "docs" / "settings.md").read_text(encoding="utf-8")
-    for info in msgspec.structs.fields(DaemonSettings):
+    for info in msgspec.structs.fields(settings_type):
         row = next((line for line in page.splitlines() if line.startswith(f"| `{info.name.upper()}` |")), None)
         assert row, f"docs/settings.md lacks {info.name.upper()}"
         if not info.required and info.default is not None:
             assert f"| `{info.default}` |" in row, f"docs/settings.md has another default for {info.name.upper()}"
 
 
+def exported_metrics(registry: CollectorRegistry) -> set[str]:
+    return {
+        f"{family.name}_total" if family.type == "counter" else family.name
+        for family in registry.collect()
+        if family.name.startswith("fleetwatt_")
+    }
+
+
 def test_every_metric_is_in_the_docs_and_no_other() -> None:
-    page = (ROOT / "docs" / "operations.md").read_text(encoding="utf-8")
-    metrics = Metrics(Accounts(), lambda: 0.0)
-    described = set(re.findall(r"`(fleetwatt_\w+)`", page))
-    exported = set()
-    for family in metrics.registry.collect():
-        if family.name.startswith("fleetwatt_"):
-            exported.add(f"{family.name}_total" if family.type == "counter" else family.name)
-    assert described == exported
+    sidecar = ApiMetrics()
+    sidecar.watch(lambda: {"idle": 0, "used": 0}, lambda: True)
+    for page, registry in (
+        ("operations.md", Metrics(Accounts(), lambda: 0.0).registry),
+        ("http.md", sidecar.registry),
+    ):
+        described = set(re.findall(r"`(fleetwatt_\w+)`", (ROOT / "docs" / page).read_text(encoding="utf-8")))
+        assert described == exported_metrics(registry)
 
 
 def test_every_reason_and_field_is_in_the_docs() -> None:

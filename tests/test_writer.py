@@ -34,6 +34,7 @@ from daemon.writer import Writer
 from dev.postgres import BINARIES
 from sql.pool import Pool, lease, open_pool
 from tests.flow.house import eventually
+from tests.proxy import Proxy
 
 NOON = datetime(2024, 5, 1, 12, tzinfo=UTC)
 KEEP_FOR_EVER = Rules(clock_ahead_max=timedelta(minutes=5), retention=None)
@@ -496,10 +497,17 @@ async def test_connections_that_are_killed_while_writing_lose_and_double_nothing
 ) -> None:
     chance = random.Random(11)
 
-    async def kill() -> None:
+    async def kill(desk: Desk) -> None:
         while True:
-            await asyncio.sleep(chance.uniform(0.005, 0.06))  # long enough to connect and to store at times
-            kills.append(await end_sessions(database))
+            before = desk.settled
+            for _ in range(4):
+                await asyncio.sleep(chance.uniform(0.005, 0.06))
+                kills.append(await end_sessions(database))
+
+            async def some_progress() -> bool:
+                return desk.settled > before  # noqa: B023 - is asked in this round only
+
+            await eventually(some_progress)  # or a slow machine would never get to connect in time
 
     kills: list[int] = []
     batches, size = 90, 120
@@ -508,7 +516,7 @@ async def test_connections_that_are_killed_while_writing_lose_and_double_nothing
         async def there_is_room() -> bool:
             return desk.accounts.in_flight <= 3 * size
 
-        killing = asyncio.create_task(kill())
+        killing = asyncio.create_task(kill(desk))
         for number in range(batches):
             kind = vehicle if number % 3 else meter
             desk.deliver(*(kind(f"d{n}", number, kwh=n / 7) for n in range(size)))
@@ -526,6 +534,24 @@ async def test_connections_that_are_killed_while_writing_lose_and_double_nothing
     assert found == desk.accounts.stored
     newest = NOON + timedelta(minutes=batches - 1)
     assert await database.fetchval("SELECT count(*) FROM vehicle_status WHERE ts = $1", newest) == size
+
+
+@pytest.mark.parametrize("way", ["fast", "slow"])
+async def test_what_was_committed_counts_as_stored_when_the_answer_is_lost(
+    database: asyncpg.Connection, database_url: str, way: str
+) -> None:
+    async with Proxy(database_url) as proxy, open_pool(proxy.url, "test", 4) as pool, at_work(pool) as desk:
+        desk.deliver(meter("m0"))
+        await desk.all_acknowledged()
+
+        proxy.lose_answer_to = b"COMMIT"
+        repeated = [meter("m0")] if way == "slow" else []
+        desk.deliver(*repeated, *(meter(f"m{n}") for n in range(1, 50)))
+        await desk.all_acknowledged()
+
+        assert proxy.answers_lost == 1
+        assert desk.books() == {"stored": 50} | ({"duplicate": 1} if repeated else {})
+    assert len(await devices(database)) == 50
 
 
 async def test_a_database_whose_connections_are_all_taken_is_waited_for(

@@ -1,0 +1,1 @@
+"""The HTTP sidecar: what dashboards and technicians ask."""

@@ -1,0 +1,111 @@
+"""Around every request: its id, its line in the log, its metrics, and the bounds that hold for all of them."""
+
+import asyncio
+import time
+from collections.abc import Callable
+
+import structlog
+from starlette.datastructures import MutableHeaders
+from starlette.types import ASGIApp, Message, Receive, Scope, Send
+
+from api.errors import new_request_id, respond, respond_to_bug, unavailable
+from api.metrics import Metrics
+from api.params import shown
+
+log = structlog.get_logger("fleetwatt.api.access")
+
+REQUESTS_MAX = 512
+"""Requests under way at once; more are told to come again."""
+SEND_TIMEOUT_S = 30.0
+"""How long a client may take to read a piece of its answer."""
+QUIET_ROUTES = frozenset({"/livez", "/readyz", "/health", "/metrics"})
+"""Asked by machines every few seconds: logged at the level debug."""
+HEADERS = {"x-content-type-options": "nosniff", "cache-control": "no-store", "referrer-policy": "no-referrer"}
+"""Sent with every answer that does not say otherwise."""
+
+
+class SlowReaderError(Exception):
+    """The client does not read its answer."""
+
+
+class Access:
+    """The outermost layer."""
+
+    def __init__(self, app: ASGIApp, metrics: Metrics, clock: Callable[[], float] = time.perf_counter) -> None:
+        self._app = app
+        self._metrics = metrics
+        self._clock = clock
+        self._under_way = 0
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        """ASGI."""
+        if scope["type"] != "http":
+            await self._app(scope, receive, send)
+            return
+        seen = _Seen(send)
+        scope.setdefault("state", {})["request_id"] = seen.request_id
+        started_at_s = self._clock()
+        self._under_way += 1
+        self._metrics.in_flight.set(self._under_way)
+        try:
+            await self._answer(scope, receive, seen)
+        finally:
+            self._under_way -= 1
+            self._metrics.in_flight.set(self._under_way)
+            self._tell(scope, seen, self._clock() - started_at_s)
+
+    async def _answer(self, scope: Scope, receive: Receive, seen: "_Seen") -> None:
+        try:
+            if self._under_way > REQUESTS_MAX:
+                problem = unavailable("Too many requests are under way, send the request again")
+                await respond(problem, seen.request_id)(scope, receive, seen.send)
+            else:
+                await self._app(scope, receive, seen.send)
+        except SlowReaderError:
+            log.warning("client does not read its answer, connection closed", request_id=seen.request_id)
+        except Exception as error:
+            bug = respond_to_bug(error, seen.request_id)
+            if not seen.status:
+                await bug(scope, receive, seen.send)
+            # else the answer stays unfinished, which makes the server close the connection: the client can tell
+
+    def _tell(self, scope: Scope, seen: "_Seen", seconds: float) -> None:
+        route = scope["state"].get("route", "unknown")
+        self._metrics.answered(scope["method"], route, seen.status, seconds)
+        say = log.debug if route in QUIET_ROUTES else log.info
+        say(
+            "request",
+            method=scope["method"],
+            path=shown(scope["path"]),
+            status=seen.status,
+            duration_ms=round(seconds * 1000, 1),
+            bytes=seen.bytes,
+            client=scope["client"][0] if scope.get("client") else None,
+            token=scope["state"].get("token"),
+            request_id=seen.request_id,
+        )
+
+
+class _Seen:
+    """Passes an answer on and remembers what it was."""
+
+    def __init__(self, send: Send) -> None:
+        self._send = send
+        self.request_id = new_request_id()
+        self.status = 0
+        self.bytes = 0
+
+    async def send(self, message: Message) -> None:
+        if message["type"] == "http.response.start":
+            self.status = message["status"]
+            headers = MutableHeaders(raw=message.setdefault("headers", []))
+            headers["x-request-id"] = self.request_id
+            for name, value in HEADERS.items():
+                headers.setdefault(name, value)
+        else:
+            self.bytes += len(message.get("body", b""))
+        try:
+            async with asyncio.timeout(SEND_TIMEOUT_S):
+                await self._send(message)
+        except TimeoutError:
+            raise SlowReaderError from None

@@ -1,0 +1,76 @@
+"""Answers that are dear, kept for a while; those who ask for the same at the same time wait for one query."""
+
+import asyncio
+import hashlib
+import time
+from collections import OrderedDict
+from collections.abc import Awaitable, Callable, Hashable
+
+from msgspec import Struct
+
+ENTRIES_MAX = 4096
+
+
+class Entry(Struct, frozen=True):
+    """The bytes of an answer, their tag, and until when they are good."""
+
+    body: bytes
+    etag: str
+    expires_at_s: float
+
+
+class Cache:
+    """Bounded; the entry that was not asked for the longest goes first."""
+
+    def __init__(self, ttl_s: float, told: Callable[[str], None], clock: Callable[[], float] = time.monotonic) -> None:
+        """`told` hears of each request whether it was a `hit`, a `miss`, or `joined` another's query."""
+        self._ttl_s = ttl_s
+        self._told = told
+        self._clock = clock
+        self._entries: OrderedDict[Hashable, Entry] = OrderedDict()
+        self._under_way: dict[Hashable, asyncio.Task[Entry]] = {}
+
+    def clear(self) -> None:
+        """Forget everything, also what is being computed: it may have seen what was before."""
+        self._entries.clear()
+        self._under_way.clear()
+
+    async def get(self, key: Hashable, compute: Callable[[], Awaitable[bytes]]) -> Entry:
+        """The entry, computed unless it is there. Errors of `compute` go to all who wait, and are not kept."""
+        entry = self._entries.get(key)
+        if entry and self._clock() < entry.expires_at_s:
+            self._entries.move_to_end(key)
+            self._told("hit")
+            return entry
+        task = self._under_way.get(key)
+        self._told("joined" if task else "miss")
+        if task is None:
+            task = asyncio.create_task(self._compute(key, compute), name="analytics query")
+            self._under_way[key] = task
+            task.add_done_callback(lambda done: self._done(key, done))
+        # One of many who wait may go away; the others still want the answer.
+        return await asyncio.shield(task)
+
+    def seconds_left(self, entry: Entry) -> int:
+        """For how many whole seconds the entry is good."""
+        return max(0, int(entry.expires_at_s - self._clock()))
+
+    async def _compute(self, key: Hashable, compute: Callable[[], Awaitable[bytes]]) -> Entry:
+        body = await compute()
+        etag = f'"{hashlib.blake2b(body, digest_size=12).hexdigest()}"'
+        entry = Entry(body, etag, self._clock() + self._ttl_s)
+        if self._under_way.get(key) is asyncio.current_task():
+            self._keep(key, entry)
+        return entry
+
+    def _keep(self, key: Hashable, entry: Entry) -> None:
+        self._entries[key] = entry
+        self._entries.move_to_end(key)
+        while len(self._entries) > ENTRIES_MAX:
+            self._entries.popitem(last=False)
+
+    def _done(self, key: Hashable, task: asyncio.Task[Entry]) -> None:
+        if self._under_way.get(key) is task:
+            del self._under_way[key]
+        if not task.cancelled():
+            task.exception()  # taken note of, also where everybody who waited has gone

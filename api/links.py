@@ -1,0 +1,200 @@
+"""Which vehicle charges at which meter, over time."""
+
+from datetime import UTC, datetime, timedelta
+from typing import Annotated, Literal
+
+from msgspec import Meta, Struct
+from starlette.responses import Response
+
+from api.auth import Role
+from api.contract import JSON, Answer, Call, Operation, Page, answer
+from api.errors import ProblemError, invalid
+from api.params import LIMIT_DEFAULT, Beginning, DeviceId, Instant, Limit, MeterId, NoQuery
+from sql import links
+from sql.links import Link, LinkOverlapError, LinkRangeError, Paired
+from sql.pool import Connection
+
+_EPOCH = datetime(1970, 1, 1, tzinfo=UTC)
+
+LinkCursor = Annotated[
+    str,
+    Meta(
+        pattern=r"^[0-9]{1,17}~[A-Za-z0-9._:-]{1,64}\Z",
+        description="`next` of the page before, unchanged",
+        examples=["1773500400000000~vehicle-0001"],
+    ),
+]
+
+
+Open = Annotated[Literal["true", "false"], Meta(description="true or false; true: only open links", examples=["true"])]
+
+
+class Pairing(Struct, frozen=True, rename="camel"):
+    """A vehicle and the meter it charges at."""
+
+    vehicle_id: DeviceId
+    meter_id: MeterId
+    valid_from: Beginning | None = None
+    """Left out: from now on."""
+    valid_to: Instant | None = None
+    """Left out: open."""
+
+
+class VehiclePath(Struct, frozen=True, rename="camel"):
+    """A vehicle in the path."""
+
+    vehicle_id: DeviceId
+
+
+class LinkFilter(Struct, frozen=True, kw_only=True, rename="camel"):
+    """Which links to list."""
+
+    vehicle_id: DeviceId | None = None
+    meter_id: MeterId | None = None
+    open: Open | None = None
+    at: Instant | None = None
+    cursor: LinkCursor | None = None
+    limit: Limit = LIMIT_DEFAULT
+
+
+class LinkPage(Page[Link], frozen=True):
+    """Links in the order of vehicle and beginning."""
+
+
+async def pair(call: Call[NoQuery, NoQuery, Pairing]) -> Response:
+    """Pair a vehicle with a meter."""
+    wanted, failed = call.body, None
+    async with call.sidecar.database.connection() as connection:
+        try:
+            paired = await links.pair(
+                connection, wanted.vehicle_id, wanted.meter_id, wanted.valid_from, wanted.valid_to
+            )
+        except (LinkOverlapError, LinkRangeError) as error:  # told outside, since it is no fault of the connection
+            failed = error
+    if isinstance(failed, LinkOverlapError):
+        raise ProblemError(409, f"The link overlaps another: {failed}", link=failed.link)
+    if failed:
+        name = "validTo" if wanted.valid_to else "validFrom"
+        raise invalid("body", name, str(failed))
+    call.sidecar.cache.clear()
+    return answer(paired, 201, {"Location": f"/v1/links/{wanted.vehicle_id}"})
+
+
+async def list_links(call: Call[NoQuery, LinkFilter, None]) -> Response:
+    """List links, with those that have ended."""
+    asked = call.query
+    async with call.sidecar.database.connection() as connection:
+        found = await links.list_links(
+            connection,
+            vehicle_id=asked.vehicle_id,
+            meter_id=asked.meter_id,
+            open_only=asked.open == "true",
+            at=asked.at,
+            after=_position(asked.cursor) if asked.cursor else None,
+            limit=asked.limit + 1,
+        )
+    more = len(found) > asked.limit
+    items = list(found[: asked.limit])
+    return answer(LinkPage(items, _cursor(items[-1]) if more else None))
+
+
+async def get_link(call: Call[VehiclePath, NoQuery, None]) -> Response:
+    """The open link of a vehicle."""
+    vehicle_id = call.path.vehicle_id
+    async with call.sidecar.database.connection() as connection:
+        found = await links.list_links(connection, vehicle_id=vehicle_id, open_only=True, limit=1)
+        missing = None if found else await _no_open_link(connection, vehicle_id)
+    if missing:
+        raise missing
+    return answer(found[0])
+
+
+async def unpair(call: Call[VehiclePath, NoQuery, None]) -> Response:
+    """End the open link of a vehicle now."""
+    vehicle_id = call.path.vehicle_id
+    async with call.sidecar.database.connection() as connection:
+        ended = await links.unpair(connection, vehicle_id)
+        missing = None if ended else await _no_open_link(connection, vehicle_id)
+    if missing:
+        raise missing
+    call.sidecar.cache.clear()
+    return answer(ended)
+
+
+async def _no_open_link(connection: Connection, vehicle_id: str) -> ProblemError:
+    """404 for a vehicle that never had a link, 410 for one whose links have ended."""
+    if not await links.list_links(connection, vehicle_id=vehicle_id, limit=1):
+        return ProblemError(404, f"{vehicle_id} has never been linked")
+    history = f"GET /v1/links?vehicleId={vehicle_id} lists those that have ended"
+    return ProblemError(410, f"{vehicle_id} has no open link any more; {history}")
+
+
+def _cursor(link: Link) -> str:
+    return f"{(link.valid_from - _EPOCH) // timedelta(microseconds=1)}~{link.vehicle_id}"
+
+
+def _position(cursor: str) -> tuple[str, datetime]:
+    microseconds, _, vehicle_id = cursor.partition("~")
+    return vehicle_id, _EPOCH + timedelta(microseconds=int(microseconds))
+
+
+_OPEN = Link("vehicle-0001", "meter-0001", datetime(2026, 3, 14, 15, tzinfo=UTC), None)
+_ENDED = Link("vehicle-0001", "meter-0007", datetime(2026, 1, 2, 9, 30, tzinfo=UTC), _OPEN.valid_from)
+
+OPERATIONS = (
+    Operation(
+        id="pair",
+        method="POST",
+        path="/links",
+        tag="Links",
+        summary="Pair a vehicle with a meter",
+        description=(
+            "From now on, or from `validFrom` to `validTo`. A new open link ends the open links of the vehicle and of "
+            "the meter at its beginning; `ended` says which. Pairing what is paired already changes nothing. A link "
+            "that would overlap another one in the past is refused with 409. Past analytics change accordingly."
+        ),
+        handler=pair,
+        role=Role.write,
+        body=Pairing,
+        body_example=Pairing("vehicle-0001", "meter-0001"),
+        answers={
+            201: Answer(
+                "Paired", Paired, {JSON: Paired(_OPEN, [_ENDED])}, headers={"Location": "where the open link is"}
+            )
+        },
+        problems=(409,),
+    ),
+    Operation(
+        id="listLinks",
+        method="GET",
+        path="/links",
+        tag="Links",
+        summary="List links, now and in the past",
+        handler=list_links,
+        query=LinkFilter,
+        answers={200: Answer("A page of links", LinkPage, {JSON: LinkPage([_ENDED, _OPEN], None)})},
+    ),
+    Operation(
+        id="getLink",
+        method="GET",
+        path="/links/{vehicleId}",
+        tag="Links",
+        summary="The open link of a vehicle",
+        handler=get_link,
+        path_type=VehiclePath,
+        answers={200: Answer("The open link", Link, {JSON: _OPEN})},
+        problems=(404, 410),
+    ),
+    Operation(
+        id="unpair",
+        method="DELETE",
+        path="/links/{vehicleId}",
+        tag="Links",
+        summary="End the open link of a vehicle now",
+        handler=unpair,
+        role=Role.write,
+        path_type=VehiclePath,
+        answers={200: Answer("The link as it has ended", Link, {JSON: _ENDED})},
+        problems=(404, 410),
+    ),
+)

@@ -1,0 +1,63 @@
+"""`python -m dev ask`: how long the sidecar takes for the performance of a vehicle, on what `dev history` has written.
+
+Each vehicle is asked for once, so no answer comes from the cache. The time of a request runs from its first byte out to
+its last byte in, on a connection that is kept.
+"""
+
+import asyncio
+import itertools
+import random
+import statistics
+import time
+from collections.abc import Iterator
+from urllib.parse import urlsplit
+
+from rich.console import Console
+from rich.table import Table
+
+
+class AskError(Exception):
+    """The sidecar gave another answer than 200."""
+
+
+async def ask(api_url: str, vehicles: int, requests: int, clients: list[int]) -> None:
+    """Measure `requests` requests at each number of clients, and print the table."""
+    order = random.Random(1).sample(range(1, vehicles + 1), vehicles)  # noqa: S311 - repeatable is the point
+    paths = itertools.cycle(f"/v1/analytics/performance/hv-{number:06d}" for number in order)
+    address = urlsplit(api_url)
+    table = Table()
+    for heading in ("clients", "requests/s", "median, ms", "p99, ms", "greatest, ms"):
+        table.add_column(heading, justify="right")
+    await _client(address.hostname or "", address.port or 80, itertools.islice(paths, 50))  # connections, plans, pages
+    for count in clients:
+        share = [list(itertools.islice(paths, requests // count)) for _ in range(count)]
+        started_at_s = time.perf_counter()
+        taken = await asyncio.gather(*(_client(address.hostname or "", address.port or 80, iter(own)) for own in share))
+        elapsed_s = time.perf_counter() - started_at_s
+        taken_ms = sorted(1000 * one_s for own in taken for one_s in own)
+        table.add_row(
+            str(count),
+            f"{len(taken_ms) / elapsed_s:,.0f}",
+            f"{statistics.median(taken_ms):.1f}",
+            f"{taken_ms[int(len(taken_ms) * 0.99)]:.1f}",
+            f"{taken_ms[-1]:.1f}",
+        )
+    Console().print(table)
+
+
+async def _client(host: str, port: int, paths: Iterator[str]) -> list[float]:
+    """Ask for one path after the other; returns the seconds that each took."""
+    reader, writer = await asyncio.open_connection(host, port)
+    taken_s = []
+    for path in paths:
+        started_at_s = time.perf_counter()
+        writer.write(f"GET {path} HTTP/1.1\r\nHost: {host}\r\n\r\n".encode())
+        head = await reader.readuntil(b"\r\n\r\n")
+        length = int(head.lower().partition(b"content-length: ")[2].partition(b"\r\n")[0])
+        body = await reader.readexactly(length)
+        taken_s.append(time.perf_counter() - started_at_s)
+        if not head.startswith(b"HTTP/1.1 200"):
+            raise AskError(f"{path}: {head.splitlines()[0].decode()}: {body.decode()}")
+    writer.close()
+    await writer.wait_closed()
+    return taken_s

@@ -1,0 +1,424 @@
+"""How much energy went in, how much arrived, and whether that is bad. docs/energy.md says what a number means.
+
+Energy is derived from the raw readings when it is asked for; nothing is stored. The SQL measures devices: the energy of
+each in the spans in which it was linked and outside of them. What follows from that is computed here.
+"""
+
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from datetime import datetime, timedelta
+from typing import Literal, TypeAlias, get_args
+
+from msgspec import Struct, field
+from msgspec.structs import replace
+
+from sql.devices import EnergyMode
+from sql.pool import Connection
+from sql.queries import query
+from sql.store import METER, VEHICLE, Kind
+
+Verdict: TypeAlias = Literal["ok", "low_efficiency", "insufficient_data", "above_unity", "no_ac_energy", "unlinked"]
+
+BASE_REACH = timedelta(days=1)
+"""How old the last reading before the window may be to be the base of a counter."""
+SEQUEL_REACH = timedelta(hours=1)
+"""How far behind the window readings are looked at that tell whether its last ones were a glitch."""
+DEVICES_A_QUERY = 500
+DIGITS = 6
+"""Answers are in mWh: beyond that there is only the noise of adding up."""
+
+
+class Rules(Struct, frozen=True):
+    """What an answer depends on besides the readings."""
+
+    low_efficiency: float = 0.85
+    power_max_kw: float = 500
+    min_ac_kwh: float = 1.0
+    min_coverage: float = 0.5
+    cadence_s: float = 60
+    """Taken for the distance of readings where there are too few to tell."""
+
+
+class MeterShare(Struct, frozen=True, rename="camel"):
+    """What one meter counted for the vehicle in one span of the window in which they were linked."""
+
+    meter_id: str
+    energy_mode: EnergyMode
+    ac_kwh: float
+    samples: int
+    linked_from: datetime
+    linked_to: datetime
+
+
+class Flags(Struct, frozen=True, rename="camel"):
+    """How often the counters of the vehicle, and of its meters while linked, behaved oddly in the window."""
+
+    impossible_steps: int = 0
+    resets: int = 0
+    dips: int = 0
+    glitches: int = 0
+
+
+class Performance(Struct, frozen=True, rename="camel", kw_only=True):
+    """The energy of one vehicle in the window [start, end)."""
+
+    vehicle_id: str
+    start: datetime = field(name="from")
+    end: datetime = field(name="to")
+    ac_kwh: float
+    dc_kwh: float
+    loss_kwh: float | None
+    efficiency: float | None
+    avg_battery_temp: float | None
+    samples: int
+    meter_samples: int
+    coverage: float
+    """The lesser of the next two: a verdict needs both sides."""
+    vehicle_coverage: float
+    meter_coverage: float
+    energy_mode: EnergyMode
+    meters: list[MeterShare]
+    flags: Flags
+    status: Verdict
+    reason: str
+    dc_kwh_unlinked: float
+    fleet_ac_share: float | None = None
+    """Only for an unlinked vehicle: fleet_ac_kwh * dc_kwh / fleet_dc_kwh."""
+    fleet_ac_kwh: float | None = None
+    fleet_dc_kwh: float | None = None
+
+
+class VehicleSummary(Struct, frozen=True, rename="camel"):
+    """One of the fleet's worst vehicles."""
+
+    vehicle_id: str
+    ac_kwh: float
+    dc_kwh: float
+    loss_kwh: float | None
+    efficiency: float | None
+    coverage: float
+    status: Verdict
+
+
+class FleetPerformance(Struct, frozen=True, rename="camel", kw_only=True):
+    """The energy of all vehicles and meters in the window [start, end)."""
+
+    start: datetime = field(name="from")
+    end: datetime = field(name="to")
+    ac_kwh: float
+    dc_kwh: float
+    loss_kwh: float | None
+    efficiency: float | None
+    vehicles: int
+    linked: int
+    status_counts: dict[str, int]
+    worst: list[VehicleSummary]
+    unlinked_ac_kwh: float
+    unlinked_dc_kwh: float
+
+
+class _Window(Struct, frozen=True):
+    start: datetime
+    end: datetime
+    rules: Rules
+
+
+class _Span(Struct, frozen=True):
+    """A link, cut to the window."""
+
+    vehicle_id: str
+    meter_id: str
+    energy_mode: EnergyMode
+    linked_from: datetime
+    linked_to: datetime
+
+
+class _Measured(Struct, frozen=True):
+    """What the SQL says of one device in one span, or (span None) outside of all."""
+
+    id: str
+    span: int | None
+    samples: int
+    kwh: float
+    covered_s: float
+    impossible_steps: int = 0
+    resets: int = 0
+    dips: int = 0
+    glitches: int = 0
+    battery_temp_sum: float = 0.0
+
+
+_Modes: TypeAlias = Mapping[str, EnergyMode]
+_BySpan: TypeAlias = Mapping[tuple[str, _Span | None], _Measured]
+
+
+async def performance(
+    connection: Connection, vehicle_id: str, start: datetime, end: datetime, rules: Rules
+) -> Performance | None:
+    """The vehicle's energy in [start, end), or None where nobody knows the vehicle."""
+    energy_mode: EnergyMode | None = await connection.fetchval(query("find_mode_of_vehicle"), vehicle_id)
+    if energy_mode is None:
+        return None
+    window = _Window(start, end, rules)
+    spans = await _spans(connection, [vehicle_id], window)
+    dc = await _measure(connection, VEHICLE, {vehicle_id: energy_mode}, spans, window)
+    ac = await _measure(connection, METER, {span.meter_id: span.energy_mode for span in spans}, spans, window)
+    answer = _performance(vehicle_id, energy_mode, spans, dc, ac, window)
+    return answer if spans else await _with_fleet_share(connection, answer, window)
+
+
+async def fleet(connection: Connection, start: datetime, end: datetime, rules: Rules, worst: int) -> FleetPerformance:
+    """The fleet's energy in [start, end), with the `worst` vehicles: of those judged, the lowest efficiency first."""
+    window = _Window(start, end, rules)
+    vehicles, meters = [await _modes(connection, kind) for kind in (VEHICLE, METER)]
+    spans = await _spans(connection, list(vehicles), window)
+    dc = await _measure(connection, VEHICLE, vehicles, spans, window)
+    ac = await _measure(connection, METER, meters, spans, window)
+    spans_of: dict[str, list[_Span]] = {vehicle_id: [] for vehicle_id in vehicles}
+    for span in spans:
+        spans_of.setdefault(span.vehicle_id, []).append(span)
+    answers = [
+        _performance(vehicle_id, vehicles.get(vehicle_id, "interval"), linked, dc, ac, window)
+        for vehicle_id, linked in spans_of.items()
+    ]
+    return _fleet_performance(answers, dc, ac, window, worst)
+
+
+async def _modes(connection: Connection, kind: Kind) -> _Modes:
+    return dict(await connection.fetch(query(f"list_{kind.name}_modes")))
+
+
+async def _spans(connection: Connection, vehicle_ids: list[str], window: _Window) -> list[_Span]:
+    rows = await connection.fetch(query("find_links_in_window"), vehicle_ids, window.start, window.end)
+    return [_Span(**row) for row in rows]
+
+
+async def _measure(
+    connection: Connection, kind: Kind, modes: _Modes, spans: Sequence[_Span], window: _Window
+) -> dict[tuple[str, _Span | None], _Measured]:
+    """The energy of devices of one kind, by device and span."""
+    measured = {}
+    for chunk in _chunks([device_id for device_id, energy_mode in modes.items() if energy_mode == "interval"]):
+        linked = _spans_of(kind, chunk, spans)
+        measured.update(_by_span(await _measure_amounts(connection, kind, chunk, linked, window), linked))
+    for chunk in _chunks([device_id for device_id, energy_mode in modes.items() if energy_mode != "interval"]):
+        linked = _spans_of(kind, chunk, spans)
+        measured.update(_by_span(await _measure_counters(connection, kind, chunk, modes, linked, window), linked))
+    return measured
+
+
+async def _measure_amounts(
+    connection: Connection, kind: Kind, devices: list[str], spans: list[_Span], window: _Window
+) -> list[_Measured]:
+    rows = await connection.fetch(
+        query(f"measure_{kind.name}_amounts"),
+        devices,
+        *_columns(kind, spans),
+        window.start,
+        window.end,
+        window.rules.cadence_s,
+    )
+    return [_Measured(**row) for row in rows]
+
+
+async def _measure_counters(
+    connection: Connection, kind: Kind, devices: list[str], modes: _Modes, spans: list[_Span], window: _Window
+) -> list[_Measured]:
+    rows = await connection.fetch(
+        query(f"measure_{kind.name}_counters"),
+        devices,
+        [modes[device_id] for device_id in devices],
+        *_columns(kind, spans),
+        window.start,
+        window.end,
+        window.start - BASE_REACH,
+        window.end + SEQUEL_REACH,
+        window.rules.power_max_kw,
+        window.rules.cadence_s,
+    )
+    return [_Measured(**row) for row in rows]
+
+
+def _chunks(devices: list[str]) -> Iterator[list[str]]:
+    for first in range(0, len(devices), DEVICES_A_QUERY):
+        yield devices[first : first + DEVICES_A_QUERY]
+
+
+def _spans_of(kind: Kind, devices: list[str], spans: Sequence[_Span]) -> list[_Span]:
+    wanted = set(devices)
+    return [span for span in spans if _device_of(kind, span) in wanted]
+
+
+def _columns(kind: Kind, spans: list[_Span]) -> tuple[list[str], list[datetime], list[datetime]]:
+    """Spans as the SQL takes them, which counts them from 1."""
+    return (
+        [_device_of(kind, span) for span in spans],
+        [span.linked_from for span in spans],
+        [span.linked_to for span in spans],
+    )
+
+
+def _by_span(measured: list[_Measured], spans: list[_Span]) -> dict[tuple[str, _Span | None], _Measured]:
+    return {(one.id, None if one.span is None else spans[one.span - 1]): one for one in measured}
+
+
+def _device_of(kind: Kind, span: _Span) -> str:
+    return span.vehicle_id if kind is VEHICLE else span.meter_id
+
+
+def _performance(
+    vehicle_id: str, energy_mode: EnergyMode, spans: list[_Span], dc: _BySpan, ac: _BySpan, window: _Window
+) -> Performance:
+    """Everything about one vehicle but its share of the fleet, from what was measured."""
+    apart = [dc[vehicle_id, None]] if (vehicle_id, None) in dc else []
+    linked = [dc[vehicle_id, span] for span in spans if (vehicle_id, span) in dc]
+    metered = [ac[span.meter_id, span] for span in spans if (span.meter_id, span) in ac]
+    ac_kwh, dc_kwh, apart_kwh = _kwh(metered), _kwh(linked if spans else apart), _kwh(apart)
+    vehicle_coverage = _coverage(linked if spans else apart, window)
+    meter_coverage = _coverage(metered, window)
+    coverage = min(vehicle_coverage, meter_coverage) if spans else vehicle_coverage
+    efficiency = round(dc_kwh / ac_kwh, DIGITS) if spans and ac_kwh else None
+    status = _verdict(bool(spans), ac_kwh, efficiency, coverage, window.rules)
+    samples = sum(measured.samples for measured in linked + apart)
+    return Performance(
+        vehicle_id=vehicle_id,
+        start=window.start,
+        end=window.end,
+        ac_kwh=ac_kwh,
+        dc_kwh=dc_kwh,
+        loss_kwh=round(ac_kwh - dc_kwh, DIGITS) if efficiency is not None else None,
+        efficiency=efficiency,
+        avg_battery_temp=_average(sum(measured.battery_temp_sum for measured in linked + apart), samples),
+        samples=samples,
+        meter_samples=sum(measured.samples for measured in metered),
+        coverage=coverage,
+        vehicle_coverage=vehicle_coverage,
+        meter_coverage=meter_coverage,
+        energy_mode=energy_mode,
+        meters=[_share(span, ac.get((span.meter_id, span))) for span in spans],
+        flags=_flags(linked + apart + metered),
+        status=status,
+        reason=_reason(status, ac_kwh, dc_kwh, efficiency, coverage, window.rules),
+        dc_kwh_unlinked=apart_kwh,
+    )
+
+
+def _verdict(linked: bool, ac_kwh: float, efficiency: float | None, coverage: float, rules: Rules) -> Verdict:
+    if not linked:
+        return "unlinked"
+    if efficiency is None:
+        return "no_ac_energy"
+    if ac_kwh < rules.min_ac_kwh or coverage < rules.min_coverage:
+        return "insufficient_data"
+    if efficiency > 1:
+        return "above_unity"
+    return "low_efficiency" if efficiency < rules.low_efficiency else "ok"
+
+
+def _reason(
+    status: Verdict, ac_kwh: float, dc_kwh: float, efficiency: float | None, coverage: float, rules: Rules
+) -> str:
+    """The verdict in a sentence with its numbers."""
+    ratio = f"{dc_kwh:.3f} kWh DC of {ac_kwh:.3f} kWh AC is an efficiency of {efficiency}"
+    match status:
+        case "unlinked":
+            return f"The vehicle was linked with no meter in this window, in which it counted {dc_kwh:.3f} kWh DC."
+        case "no_ac_energy":
+            return f"Its meters counted no AC energy while linked; {dc_kwh:.3f} kWh DC came meanwhile."
+        case "insufficient_data" if ac_kwh < rules.min_ac_kwh:
+            return f"{ac_kwh:.3f} kWh AC is less than the {rules.min_ac_kwh:g} kWh that a verdict needs."
+        case "insufficient_data":
+            return f"Readings cover {coverage:.1%} of the window, less than the {rules.min_coverage:.0%} needed."
+        case "above_unity":
+            return f"{ratio}, more than 1: a meter missed energy, or an energy mode or a link is wrong."
+        case "low_efficiency":
+            return f"{ratio}, less than {rules.low_efficiency:g}."
+        case "ok":
+            return f"{ratio}, at least {rules.low_efficiency:g}."
+
+
+async def _with_fleet_share(connection: Connection, answer: Performance, window: _Window) -> Performance:
+    """The answer for an unlinked vehicle, with the part of the fleet's AC energy that falls to its DC energy."""
+    fleet_ac_kwh = await _fleet_kwh(connection, METER, window)
+    fleet_dc_kwh = await _fleet_kwh(connection, VEHICLE, window)
+    share = round(fleet_ac_kwh * answer.dc_kwh / fleet_dc_kwh, DIGITS) if fleet_dc_kwh else None
+    return replace(answer, fleet_ac_share=share, fleet_ac_kwh=fleet_ac_kwh, fleet_dc_kwh=fleet_dc_kwh)
+
+
+async def _fleet_kwh(connection: Connection, kind: Kind, window: _Window) -> float:
+    """The energy of all devices of a kind. Amounts are added in one go; only counters need a look at each device."""
+    amounts: float = await connection.fetchval(query(f"sum_{kind.name}_intervals"), window.start, window.end)
+    modes = await _modes(connection, kind)
+    counters = {device_id: energy_mode for device_id, energy_mode in modes.items() if energy_mode != "interval"}
+    measured = await _measure(connection, kind, counters, [], window)
+    return round(amounts + _kwh(measured.values()), DIGITS)
+
+
+def _fleet_performance(
+    answers: list[Performance], dc: _BySpan, ac: _BySpan, window: _Window, worst: int
+) -> FleetPerformance:
+    linked = [answer for answer in answers if answer.status != "unlinked"]
+    judged = [answer for answer in linked if answer.status in ("ok", "low_efficiency")]
+    judged.sort(key=lambda answer: (answer.efficiency, answer.vehicle_id))
+    ac_kwh = round(sum(answer.ac_kwh for answer in linked), DIGITS)
+    dc_kwh = round(sum(answer.dc_kwh for answer in linked), DIGITS)
+    statuses = [answer.status for answer in answers]
+    return FleetPerformance(
+        start=window.start,
+        end=window.end,
+        ac_kwh=ac_kwh,
+        dc_kwh=dc_kwh,
+        loss_kwh=round(ac_kwh - dc_kwh, DIGITS) if ac_kwh else None,
+        efficiency=round(dc_kwh / ac_kwh, DIGITS) if ac_kwh else None,
+        vehicles=len(answers),
+        linked=len(linked),
+        status_counts={status: statuses.count(status) for status in get_args(Verdict)},
+        worst=[_summary(answer) for answer in judged[:worst]],
+        unlinked_ac_kwh=_kwh(measured for (_, span), measured in ac.items() if span is None),
+        unlinked_dc_kwh=_kwh(measured for (_, span), measured in dc.items() if span is None),
+    )
+
+
+def _summary(answer: Performance) -> VehicleSummary:
+    return VehicleSummary(
+        vehicle_id=answer.vehicle_id,
+        ac_kwh=answer.ac_kwh,
+        dc_kwh=answer.dc_kwh,
+        loss_kwh=answer.loss_kwh,
+        efficiency=answer.efficiency,
+        coverage=answer.coverage,
+        status=answer.status,
+    )
+
+
+def _share(span: _Span, measured: _Measured | None) -> MeterShare:
+    return MeterShare(
+        meter_id=span.meter_id,
+        energy_mode=span.energy_mode,
+        ac_kwh=_kwh([measured] if measured else []),
+        samples=measured.samples if measured else 0,
+        linked_from=span.linked_from,
+        linked_to=span.linked_to,
+    )
+
+
+def _kwh(measured: Iterable[_Measured]) -> float:
+    return round(sum(one.kwh for one in measured), DIGITS)
+
+
+def _coverage(measured: list[_Measured], window: _Window) -> float:
+    """Which share of the window is covered by readings."""
+    covered_s = sum(one.covered_s for one in measured)
+    return round(min(1.0, covered_s / (window.end - window.start).total_seconds()), DIGITS)
+
+
+def _average(total: float, count: int) -> float | None:
+    return round(total / count, DIGITS) if count else None
+
+
+def _flags(measured: list[_Measured]) -> Flags:
+    return Flags(
+        impossible_steps=sum(one.impossible_steps for one in measured),
+        resets=sum(one.resets for one in measured),
+        dips=sum(one.dips for one in measured),
+        glitches=sum(one.glitches for one in measured),
+    )

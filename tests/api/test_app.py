@@ -1,0 +1,219 @@
+"""What holds for every route: problem documents, bounds, CORS, the log, metrics, and a database that goes away."""
+
+import asyncio
+import json
+import re
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import Any
+
+import asyncpg
+import httpx2
+import psutil
+import pytest
+from starlette.testclient import TestClient
+from structlog.testing import capture_logs
+
+from api import access, analytics
+from api.app import build_app
+from api.contract import Operation
+from api.routes import OPERATIONS, by_path
+from dev.postgres import PrivatePostgres
+from dev.processes import free_port
+from sql.migrate import migrate
+from tests.api.conftest import NOW, check_problem, client_of, meter, running, settings
+from tests.flow.house import eventually
+
+
+@pytest.mark.parametrize("path", ["/", "/v1", "/v1/", "/v1/meters/", "/v2/meters", "/api", "/v1/meters/a/b", "/x%00"])
+def test_what_is_not_there_is_404(shared: TestClient, path: str) -> None:
+    assert "openapi.json" in check_problem(shared.get(path), 404)["detail"]
+
+
+@pytest.mark.parametrize("path", sorted(by_path()))
+def test_a_method_that_is_not_there_is_405_with_those_that_are(shared: TestClient, path: str) -> None:
+    methods = set(by_path()[path])
+    allowed = methods | ({"HEAD"} if "GET" in methods else set())
+    for method in {"GET", "POST", "PUT", "DELETE", "PATCH", "OPTIONS", "TRACE", "BREW"} - methods:
+        response = shared.request(method, path.replace("{", "").replace("}", ""))
+        check_problem(response, 405)
+        assert response.headers["allow"] == ", ".join(sorted(allowed))
+
+
+def test_head_is_get_without_a_body(shared: TestClient) -> None:
+    response = shared.head("/v1/meters")
+    assert response.status_code == 200
+    assert int(response.headers["content-length"]) > 0
+
+
+def test_a_bug_is_500_with_an_id_that_is_in_the_log_and_no_trace(
+    shared: TestClient, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def broken(*_: Any) -> None:
+        raise RuntimeError("the secret inside")
+
+    monkeypatch.setattr(analytics, "_rules", broken)
+    with capture_logs() as logs:
+        problem = check_problem(shared.get("/v1/analytics/fleet"), 500)
+    assert problem["requestId"] in problem["detail"]
+    assert "secret" not in json.dumps(problem)
+    (line,) = [line for line in logs if line["event"] == "request failed"]
+    assert line["request_id"] == problem["requestId"]
+    assert "the secret inside" in str(line["exc_info"])
+
+
+def test_each_request_is_a_line_in_the_log(shared: TestClient) -> None:
+    with capture_logs() as logs:
+        response = shared.get("/v1/meters?limit=3")
+        shared.get("/livez")
+    lines = {line["path"]: line for line in logs if line["event"] == "request"}
+    line = lines["/v1/meters"]
+    assert (line["method"], line["status"], line["log_level"]) == ("GET", 200, "info")
+    assert line["request_id"] == response.headers["x-request-id"]
+    assert line["bytes"] == len(response.content)
+    assert line["duration_ms"] >= 0
+    assert lines["/livez"]["log_level"] == "debug"
+
+
+def test_metrics_count_by_the_template_of_the_route(client: TestClient) -> None:
+    client.post("/v1/ingest", json=[meter(), meter(), 1])
+    for name in ("a", "b"):
+        client.get(f"/v1/meters/{name}")
+    client.get("/nowhere")
+    client.get("/v1/analytics/fleet")
+    text = client.get("/metrics").text
+    assert 'fleetwatt_http_requests_total{method="GET",route="/v1/meters/{id}",status="404"} 2.0' in text
+    assert 'fleetwatt_http_requests_total{method="GET",route="unknown",status="404"} 1.0' in text
+    assert 'fleetwatt_http_request_seconds_count{method="POST",route="/v1/ingest"} 1.0' in text
+    for result, count in (("stored", 1), ("duplicate", 1), ("rejected", 1)):
+        assert f'fleetwatt_http_readings_total{{result="{result}"}} {count}.0' in text
+    assert 'fleetwatt_http_cache_total{result="miss"} 1.0' in text
+    assert "fleetwatt_http_database_up 1.0" in text
+    assert 'fleetwatt_http_pool_connections{state="used"} 0.0' in text
+
+
+def test_cors_is_off_unless_set(shared: TestClient, shared_url: str) -> None:
+    ask = {"Origin": "https://dash.example", "Access-Control-Request-Method": "GET"}
+    check_problem(shared.options("/v1/meters", headers=ask), 405)
+    assert "access-control-allow-origin" not in shared.get("/v1/meters", headers=ask).headers
+    with client_of(build_app(settings(shared_url, API_CORS_ORIGINS="https://dash.example, https://x.example"))) as on:
+        assert on.options("/v1/meters", headers=ask).status_code == 200
+        assert on.get("/v1/meters", headers=ask).headers["access-control-allow-origin"] == "https://dash.example"
+        other = {**ask, "Origin": "https://evil.example"}
+        assert on.options("/v1/meters", headers=other).status_code == 403
+        assert "access-control-allow-origin" not in on.get("/v1/meters", headers=other).headers
+
+
+def test_more_requests_than_are_bearable_are_503(shared: TestClient, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(access, "REQUESTS_MAX", 0)
+    response = shared.get("/v1/meters")
+    check_problem(response, 503)
+    assert int(response.headers["retry-after"]) > 0
+
+
+def test_the_docs_page_asks_no_other_host(shared: TestClient) -> None:
+    page = shared.get("/docs")
+    assert "://" not in page.text
+    assert "script-src 'self'" in page.headers["content-security-policy"]
+    for name in re.findall(r'"(docs/[^"]+)"', page.text):
+        file = shared.get(f"/{name}")
+        assert (file.status_code, len(file.content) > 100) == (200, True)
+        assert shared.get(f"/api/{name}").status_code == 200
+    check_problem(shared.get("/docs/index.html"), 422)
+
+
+# The database goes away.
+
+DATABASE_ROUTES = [operation for operation in OPERATIONS if operation.is_versioned]
+
+
+async def ask(client: httpx2.AsyncClient, operation: Operation) -> httpx2.Response:
+    path = re.sub(r"\{(\w+)\}", lambda name: "meter" if name[1] == "kind" else "d-1", operation.full_path)
+    query = {"vehicleId": "d-1"} if operation.id == "performanceByQuery" else {}
+    body: Any = meter() if operation.body_media else {"vehicleId": "v", "meterId": "m"}
+    body = {"energyMode": "register"} if operation.method == "PUT" else body
+    return await client.request(
+        operation.method, path, params=query, json=body if operation.method in ("POST", "PUT") else None
+    )
+
+
+async def check_away(client: httpx2.AsyncClient) -> None:
+    for operation in DATABASE_ROUTES:
+        began_s = time.monotonic()
+        response = await ask(client, operation)
+        assert time.monotonic() - began_s < 1, operation.id
+        check_problem(response, 503)
+        assert int(response.headers["retry-after"]) > 0
+    assert (await client.get("/livez")).status_code == 200
+    for path in ("/readyz", "/health"):
+        problem = check_problem(await client.get(path), 503)
+        assert problem["faults"] == ["the database does not answer"]
+
+
+async def test_without_a_database_every_route_is_503_at_once() -> None:
+    app = build_app(settings(f"postgresql://nobody@127.0.0.1:{free_port()}/none"))
+    async with running(app) as client:
+        await check_away(client)
+
+
+async def until_ready(client: httpx2.AsyncClient) -> None:
+    async def is_ready() -> bool:
+        return (await client.get("/readyz")).status_code == 200
+
+    await eventually(is_ready)
+
+
+@pytest.fixture
+def own_postgres(tmp_path_factory: pytest.TempPathFactory) -> Iterator[PrivatePostgres]:
+    """A server that a test may stop and freeze."""
+    server = PrivatePostgres(tmp_path_factory.mktemp("postgres"), {"fsync": "off", "shared_buffers": "16MB"})
+    server.start()
+    yield server
+    server.process.stop()
+
+
+async def test_a_database_that_stops_or_hangs_is_503_within_a_second_and_comes_back(
+    own_postgres: PrivatePostgres,
+) -> None:
+    server = own_postgres
+    connection = await asyncpg.connect(server.url("postgres"))
+    await migrate(connection)
+    await connection.close()
+    async with running(build_app(settings(server.url("postgres")))) as client:
+        assert (await client.get("/v1/meters")).status_code == 200
+        server.process.stop()
+        check_problem(await client.get("/v1/meters"), 503)
+        await check_away(client)
+        server.start()
+        await until_ready(client)
+        assert (await client.post("/v1/ingest", json=meter(NOW))).status_code == 201
+        with frozen(server):
+            began_s = time.monotonic()
+            answers = await asyncio.gather(*(client.get("/v1/meters") for _ in range(20)))
+            assert time.monotonic() - began_s < 2.5
+            assert {answer.status_code for answer in answers} == {503}
+            await check_away(client)
+        await until_ready(client)
+        assert len((await client.get("/v1/meters")).json()["items"]) == 1
+
+
+@contextmanager
+def frozen(server: PrivatePostgres) -> Iterator[None]:
+    """Its processes take no steps: connections stand and nothing answers."""
+    parent = psutil.Process(server.process.pid)
+    family = [parent, *parent.children(recursive=True)]
+    for process in family:
+        process.suspend()
+    try:
+        yield
+    finally:
+        for process in family:
+            process.resume()
+
+
+def test_a_schema_that_is_not_there_makes_it_unready(postgres: PrivatePostgres) -> None:
+    postgres.create_database("without_schema")
+    with client_of(build_app(settings(postgres.url("without_schema")))) as client:
+        problem = check_problem(client.get("/readyz"), 503)
+    assert problem["faults"] == ["the database has no schema yet; run: python -m daemon migrate"]

@@ -1,0 +1,272 @@
+"""Links, devices, live state, history and analytics over HTTP, and what they refuse."""
+
+import csv
+import io
+import json
+from datetime import datetime, timedelta
+from typing import Any
+
+import pytest
+from starlette.testclient import TestClient
+
+from api.live import SPAN_MAX
+from tests.api.conftest import MINUTE, NOW, check_problem, meter, vehicle
+
+HOUR = 60 * MINUTE
+
+
+def at(moment: datetime) -> str:
+    return moment.isoformat().replace("+00:00", "Z")
+
+
+def send(client: TestClient, readings: list[dict[str, Any]]) -> None:
+    assert client.post("/v1/ingest", json=readings).status_code == 201
+
+
+def pair(client: TestClient, **body: Any) -> Any:
+    return client.post("/v1/links", json={"vehicleId": "v-1", "meterId": "m-1", **body})
+
+
+# Links.
+
+
+def test_pairing_again_elsewhere_ends_what_was_open_and_says_so(client: TestClient) -> None:
+    first = pair(client, validFrom=at(NOW - 2 * HOUR))
+    assert first.status_code == 201
+    assert first.headers["location"] == "/v1/links/v-1"
+    assert first.json()["link"] == {
+        "vehicleId": "v-1", "meterId": "m-1", "validFrom": at(NOW - 2 * HOUR), "validTo": None,
+    }  # fmt: skip
+    assert pair(client, validFrom=at(NOW - HOUR)).json() == first.json()
+    second = pair(client, meterId="m-2", validFrom=at(NOW - HOUR)).json()
+    assert second["ended"] == [{**first.json()["link"], "validTo": at(NOW - HOUR)}]
+    assert client.get("/v1/links/v-1").json() == second["link"]
+    assert client.get("/v1/links").json() == {"items": [second["ended"][0], second["link"]], "next": None}
+
+
+def test_an_overlap_in_the_past_is_409_and_names_the_link(client: TestClient) -> None:
+    link = pair(client, validFrom=at(NOW - 4 * HOUR), validTo=at(NOW - 2 * HOUR)).json()["link"]
+    problem = check_problem(pair(client, meterId="m-2", validFrom=at(NOW - 3 * HOUR), validTo=at(NOW - HOUR)), 409)
+    assert problem["link"] == link
+    check_problem(pair(client, validFrom=at(NOW), validTo=at(NOW - HOUR)), 422)
+    check_problem(pair(client, validFrom=at(NOW + 48 * HOUR)), 422)
+
+
+def test_delete_ends_the_open_link_once(client: TestClient) -> None:
+    for missing in (client.delete("/v1/links/v-1"), client.get("/v1/links/v-1")):
+        check_problem(missing, 404)
+    pair(client)
+    ended = client.delete("/api/v1/links/v-1").json()
+    assert ended["validTo"] is not None
+    for gone in (client.delete("/v1/links/v-1"), client.get("/v1/links/v-1")):
+        assert "/v1/links?vehicleId=v-1" in check_problem(gone, 410)["detail"]
+    assert client.get("/v1/links", params={"vehicleId": "v-1"}).json()["items"] == [ended]
+
+
+def test_links_are_filtered_and_paged(client: TestClient) -> None:
+    for n in range(5):
+        pair(client, vehicleId=f"v-{n}", meterId=f"m-{n % 2}-{n}", validFrom=at(NOW - HOUR))
+    client.delete("/v1/links/v-2")
+    found, cursor, pages = [], None, 0
+    while pages == 0 or cursor:
+        page = client.get("/v1/links", params={"limit": 2, **({"cursor": cursor} if cursor else {})}).json()
+        found += [link["vehicleId"] for link in page["items"]]
+        cursor, pages = page["next"], pages + 1
+    assert (found, pages) == ([f"v-{n}" for n in range(5)], 3)
+    assert len(client.get("/v1/links", params={"open": "true"}).json()["items"]) == 4
+    assert len(client.get("/v1/links", params={"meterId": "m-1-3"}).json()["items"]) == 1
+    assert len(client.get("/v1/links", params={"at": at(NOW - 2 * HOUR)}).json()["items"]) == 0
+
+
+# Devices.
+
+
+def test_an_energy_mode_is_set_and_read(client: TestClient) -> None:
+    check_problem(client.get("/v1/devices/meter/m-1"), 404)
+    device = client.put("/v1/devices/meter/m-1", json={"energyMode": "register"})
+    assert (device.status_code, device.json()["energyMode"]) == (200, "register")
+    send(client, [meter(), vehicle()])
+    assert client.get("/v1/devices/meter/m-1").json() == {
+        "kind": "meter", "id": "m-1", "energyMode": "register", "suspectedEnergyMode": None,
+        "firstSeen": at(NOW), "lastSeen": at(NOW),
+    }  # fmt: skip
+    assert client.get("/v1/devices/vehicle/v-1").json()["energyMode"] == "interval"
+
+
+# Live and history.
+
+
+def test_live_state_is_the_newest_reading_with_its_age(client: TestClient) -> None:
+    send(client, [meter(), meter(NOW - MINUTE, voltage=1), vehicle()])
+    found = client.get("/v1/meters/m-1").json()
+    assert found.pop("ageS") >= 0
+    assert found.pop("receivedAt") >= at(NOW)
+    assert found == {"id": "m-1", "ts": at(NOW), "energyMode": "interval", "kwhConsumedAc": 1.5, "voltage": 230.0}
+    assert client.get("/v1/vehicles/v-1").json()["soc"] == 80.0
+    check_problem(client.get("/v1/vehicles/m-1"), 404)
+
+
+@pytest.mark.parametrize("kind", ["meters", "vehicles"])
+def test_devices_are_paged_in_the_order_of_their_ids(client: TestClient, kind: str) -> None:
+    ids = [f"d-{n}" for n in range(5)]
+    send(client, [meter(meterId=name) if kind == "meters" else vehicle(vehicleId=name) for name in ids])
+    first = client.get(f"/v1/{kind}?limit=3").json()
+    second = client.get(f"/v1/{kind}?limit=3&cursor={first['next']}").json()
+    assert [item["id"] for item in first["items"] + second["items"]] == ids
+    assert second["next"] is None
+
+
+def test_history_is_paged_and_exported(client: TestClient) -> None:
+    send(client, [meter(NOW - n * MINUTE, kwhConsumedAc=n) for n in range(2500)])
+    path = "/v1/meters/m-1/readings"
+    window = {"from": at(NOW - 2000 * MINUTE), "to": at(NOW)}
+    found: list[dict[str, Any]] = []
+    cursor = None
+    while cursor is not None or not found:
+        page = client.get(path, params={**window, "limit": 900, **({"cursor": cursor} if cursor else {})}).json()
+        found += page["items"]
+        cursor = page["next"]
+    assert [item["kwhConsumedAc"] for item in found] == list(range(2000, 0, -1))
+
+    as_csv = client.get(path, params=window, headers={"Accept": "text/csv"})
+    assert as_csv.headers["content-type"].startswith("text/csv")
+    assert "attachment" in as_csv.headers["content-disposition"]
+    table = list(csv.DictReader(io.StringIO(as_csv.text)))
+    assert [float(row["kwhConsumedAc"]) for row in table] == list(range(2000, 0, -1))
+    assert table[0]["ts"] == found[0]["ts"]
+
+    lines = client.get(path, params={**window, "format": "ndjson"}).text.splitlines()
+    assert [json.loads(line) for line in lines] == found
+    assert len(client.get(path).json()["items"]) == 100
+    assert client.get(path, headers={"Accept": "text/csv;q=0.5, application/json"}).json()["next"]
+
+
+def test_an_export_of_nothing_has_its_head_and_of_nobody_is_404(client: TestClient) -> None:
+    send(client, [vehicle(NOW - 100 * HOUR)])
+    empty = client.get("/v1/vehicles/v-1/readings?format=csv")
+    assert empty.text == "ts,receivedAt,soc,kwhDeliveredDc,batteryTemp\r\n"
+    assert client.get("/v1/vehicles/v-1/readings?format=ndjson").text == ""
+    assert client.get("/v1/vehicles/v-1/readings").json() == {"items": [], "next": None}
+    for file_format in ("csv", "ndjson", "json"):
+        check_problem(client.get(f"/v1/vehicles/v-2/readings?format={file_format}"), 404)
+
+
+# Analytics.
+
+
+@pytest.fixture
+def charging(client: TestClient) -> TestClient:
+    """A vehicle that got 0.9 kWh of each kWh its meter counted, for two hours."""
+    pair(client, validFrom=at(NOW - 3 * HOUR))
+    times = [NOW - n * MINUTE for n in range(1, 121)]
+    send(client, [meter(ts, kwhConsumedAc=0.2) for ts in times] + [vehicle(ts, kwhDeliveredDc=0.18) for ts in times])
+    return client
+
+
+@pytest.mark.parametrize("path", ["/v1/analytics/performance/v-1?", "/api/v1/analytics/performance?vehicleId=v-1&"])
+def test_performance_has_numerator_and_denominator(charging: TestClient, path: str) -> None:
+    found = charging.get(f"{path}from={at(NOW - 2 * HOUR)}&to={at(NOW)}").json()
+    assert (found["from"], found["to"]) == (at(NOW - 2 * HOUR), at(NOW))
+    assert found["acKwh"] == pytest.approx(24.0)
+    assert found["dcKwh"] == pytest.approx(21.6)
+    assert found["lossKwh"] == pytest.approx(2.4)
+    assert found["efficiency"] == pytest.approx(0.9)
+    assert (found["status"], found["samples"], found["energyMode"]) == ("ok", 120, "interval")
+    assert found["meters"][0]["meterId"] == "m-1"
+
+
+def test_performance_of_nobody_is_404_and_of_an_unlinked_vehicle_is_not(client: TestClient) -> None:
+    check_problem(client.get("/v1/analytics/performance/v-1"), 404)
+    send(client, [vehicle(NOW - MINUTE)])
+    assert client.get("/v1/analytics/performance/v-1").json()["status"] == "unlinked"
+
+
+def test_the_fleet_is_summed(charging: TestClient) -> None:
+    found = charging.get(f"/v1/analytics/fleet?from={at(NOW - 2 * HOUR)}&to={at(NOW)}").json()
+    assert found["efficiency"] == pytest.approx(0.9)
+    assert (found["vehicles"], found["linked"], found["statusCounts"]["ok"]) == (1, 1, 1)
+
+
+# What is refused.
+
+ID = "allowed: 1 to 64 of A-Z a-z 0-9 . _ : -"
+LONG_AGO = at(NOW - SPAN_MAX - timedelta(days=1))
+WRONG = [
+    ("GET", "/v1/links?vehicleId=a b", "vehicleId", ID),
+    ("GET", "/v1/links?limit=0", "limit", "allowed: a whole number from 1 to 1000"),
+    ("GET", "/v1/links?limit=many", "limit", "allowed: a whole number"),
+    ("GET", "/v1/links?limit=1&limit=2", "limit", "given 2 times"),
+    ("GET", "/v1/links?open=yes", "open", "allowed: true or false"),
+    ("GET", "/v1/links?at=now", "at", "RFC 3339"),
+    ("GET", "/v1/links?cursor=x", "cursor", "`next` of the page before"),
+    ("GET", "/v1/links?vehicle=v-1", "vehicle", "is not known here"),
+    ("GET", "/v1/links/a%20b", "vehicleId", ID),
+    ("GET", f"/v1/links/{'x' * 65}", "vehicleId", ID),
+    ("DELETE", "/v1/links/a%0A", "vehicleId", ID),
+    ("GET", "/v1/meters?limit=1001", "limit", "1000"),
+    ("GET", "/v1/meters?cursor=%C3%A4", "cursor", "`next` of the page before"),
+    ("GET", "/v1/vehicles/%00", "id", ID),
+    ("GET", "/v1/vehicles/%F0%9F%9A%97/readings", "id", ID),
+    ("GET", "/v1/vehicles/v/readings?format=xml", "format", "allowed: json, csv or ndjson"),
+    ("GET", "/v1/vehicles/v/readings?format=csv&limit=3", "limit", "pages of JSON"),
+    ("GET", "/v1/vehicles/v/readings?from=2026-01-02T00:00:00Z&to=2026-01-01T00:00:00Z", "from", "is not before `to`"),
+    ("GET", "/v1/vehicles/v/readings?from=2026-01-02T00:00:00", "from", "RFC 3339 with an offset"),
+    ("GET", "/v1/vehicles/v/readings?from=1770000000", "from", "RFC 3339"),
+    ("GET", "/v1/vehicles/v/readings?from=0001-01-01T00:00:00%2B14:00", "from", "from 2000 to 2099"),
+    ("GET", "/v1/vehicles/v/readings?to=9999-12-31T23:59:59-14:00", "to", "from 2000 to 2099"),
+    ("GET", f"/v1/vehicles/v/readings?from={LONG_AGO}", "from", "allowed: 366 days"),
+    ("GET", "/v1/analytics/performance", "vehicleId", "is missing"),
+    ("GET", "/v1/analytics/performance/a%20b", "vehicleId", ID),
+    ("GET", f"/v1/analytics/performance/v?from={LONG_AGO}", "from", "allowed: 366 days"),
+    ("GET", f"/v1/analytics/fleet?from={at(NOW - timedelta(days=40))}", "from", "allowed: 31 days"),
+    ("GET", "/v1/analytics/fleet?worst=-1", "worst", "0 to 100"),
+    ("GET", "/v1/devices/car/1", "kind", "allowed: meter or vehicle"),
+    ("GET", "/livez?verbose=1", "verbose", "is not known here; allowed: none"),
+    ("POST", "/v1/ingest?kind=meter", "kind", "is not known here"),
+]  # fmt: skip
+
+
+@pytest.mark.parametrize(("method", "path", "name", "sentence"), WRONG)
+def test_a_wrong_parameter_is_422_with_a_sentence(
+    shared: TestClient, method: str, path: str, name: str, sentence: str
+) -> None:
+    problem = check_problem(shared.request(method, path), 422)
+    assert problem["errors"][0]["name"] == name
+    assert sentence in problem["detail"]
+
+
+@pytest.mark.parametrize(
+    ("path", "body", "name", "sentence"),
+    [
+        ("/v1/links", b"{", "", "not JSON"),
+        ("/v1/links", b"\xff", "", "not JSON"),
+        ("/v1/links", b"[" * 10_000, "", "not JSON"),
+        ("/v1/links", b"[]", "", "not a JSON object"),
+        ("/v1/links", b"{}", "vehicleId", "is missing"),
+        ("/v1/links", b'{"vehicleId": 1, "meterId": "m"}', "vehicleId", ID),
+        ("/v1/links", b'{"vehicleId": null, "meterId": "m"}', "vehicleId", ID),
+        ("/v1/links", b'{"vehicleId": "v\\u0000", "meterId": "m"}', "vehicleId", ID),
+        ("/v1/links", b'{"vehicleId": "v", "meterId": "m", "from": 1}', "from", "is not known here"),
+        ("/v1/links", b'{"vehicleId": "v", "meterId": "m", "validFrom": 1770000000}', "validFrom", "RFC 3339"),
+        ("/v1/devices/meter/m", b'{"energyMode": "odd"}', "energyMode", "interval or register or session"),
+    ],
+)
+def test_a_wrong_body_is_422_with_a_sentence(
+    shared: TestClient, path: str, body: bytes, name: str, sentence: str
+) -> None:
+    method = "PUT" if "devices" in path else "POST"
+    problem = check_problem(
+        shared.request(method, path, content=body, headers={"Content-Type": "application/json"}), 422
+    )
+    assert problem["errors"][0]["name"] == name
+    assert sentence in problem["detail"]
+
+
+def test_all_that_is_wrong_is_said_at_once(shared: TestClient) -> None:
+    problem = check_problem(shared.get("/v1/links?limit=0&open=x&at=y&odd=1"), 422)
+    assert {fault["name"] for fault in problem["errors"]} == {"limit", "open", "at", "odd"}
+
+
+def test_other_media_types_and_large_bodies_are_refused(shared: TestClient) -> None:
+    check_problem(shared.post("/v1/links", content=b"{}", headers={"Content-Type": "text/plain"}), 415)
+    check_problem(shared.post("/v1/links", json={"vehicleId": "v" * 100_000, "meterId": "m"}), 413)
