@@ -2,12 +2,14 @@
 
 import asyncio
 import itertools
+import logging
 import tempfile
 from collections.abc import AsyncIterator, Iterator
 from pathlib import Path
 
 import asyncpg
 import pytest
+import structlog
 
 from dev.broker import PrivateBroker
 from dev.postgres import PrivatePostgres
@@ -16,6 +18,16 @@ from sql.pool import Pool, open_pool
 
 TEMPLATE = "fleetwatt_template"
 _numbers = itertools.count(1)
+
+
+@pytest.fixture(autouse=True)
+def logs_as_before() -> Iterator[None]:
+    """A test that configures the logs, as each command line does, leaves nothing of it to the next."""
+    root = logging.getLogger()
+    handlers, level = root.handlers[:], root.level
+    yield
+    root.handlers[:], root.level = handlers, level
+    structlog.reset_defaults()
 
 
 @pytest.fixture(scope="session")
