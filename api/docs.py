@@ -1,6 +1,6 @@
 """The OpenAPI document, and a page for people made of it. Everything is served from here: no other host is asked."""
 
-from importlib.resources import files
+from importlib.util import find_spec
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
@@ -15,7 +15,17 @@ FILES = {
     "swagger-ui-bundle.js": "text/javascript",
     "favicon-32x32.png": "image/png",
 }
-_FOLDER = next(Path(str(files("swagger_ui_bundle"))).glob("vendor/swagger-ui-*"))
+
+
+def _find_files() -> Path:
+    """The folder of Swagger UI in the package swagger-ui-py, which is found and not imported: its code is not used."""
+    package = find_spec("swagger_ui")
+    if package is None or package.origin is None:
+        raise ModuleNotFoundError("the package swagger-ui-py is not installed")
+    return Path(package.origin).parent / "static"
+
+
+_FOLDER = _find_files()
 _SECURITY = {
     # Swagger UI sets style attributes and shows its icons as data; scripts come only from here.
     "Content-Security-Policy": (
