@@ -127,7 +127,9 @@ def test_every_suppression_has_its_reason() -> None:
 def test_the_makefile_explains_each_of_its_targets() -> None:
     makefile = (ROOT / "Makefile").read_text(encoding="utf-8")
     declared = next(line for line in makefile.splitlines() if line.startswith(".PHONY:")).split()[1:]
-    helped = subprocess.run(["make", "help"], cwd=ROOT, capture_output=True, text=True, check=True).stdout
+    helped = subprocess.run(
+        ["make", "--no-print-directory", "help"], cwd=ROOT, capture_output=True, text=True, check=True
+    ).stdout
     assert sorted(line.split()[1] for line in helped.splitlines()) == sorted(declared)
 
 
