@@ -6,11 +6,13 @@ import shutil
 import socket
 import stat
 import subprocess
+import sys
 import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
+import asyncpg
 import pytest
 from paho.mqtt.client import Client, ConnectFlags, DisconnectFlags, MQTTMessage, MQTTv5
 from paho.mqtt.enums import CallbackAPIVersion
@@ -18,6 +20,9 @@ from paho.mqtt.packettypes import PacketTypes
 from paho.mqtt.properties import Properties
 from paho.mqtt.reasoncodes import ReasonCode
 from paho.mqtt.subscribeoptions import SubscribeOptions
+
+from dev.processes import Child, free_port
+from tests.flow.house import eventually
 
 SHIPPED = Path(__file__).parent.parent / "mosquitto"
 CERTIFICATES = str(SHIPPED / "certificates")
@@ -351,3 +356,50 @@ def test_a_server_certificate_is_renewed_with_the_same_authority(tmp_path: Path)
     subprocess.run(command, check=True)
     assert (tmp_path / "ca.crt").read_bytes() == authority
     subprocess.run(["openssl", "verify", "-CAfile", str(tmp_path / "ca.crt"), str(tmp_path / "server.crt")], check=True)
+
+
+class Daemon:
+    """`python -m daemon` against a broker with the shipped configuration, over TLS."""
+
+    def __init__(self, folder: Path, broker: Broker, database_url: str, account: str, **settings: str) -> None:
+        given = {"DATABASE_URL": database_url, "METRICS_PORT": str(free_port()), "MQTT_CA_FILE": str(broker.ca)}
+        environment = {**os.environ, **given, "MQTT_URL": f"mqtts://{account}@localhost:{broker.port}", **settings}
+        command = [sys.executable, "-m", "daemon"]
+        self.process = Child("daemon", command, folder, env=lambda: environment, cwd=SHIPPED.parent)
+
+    def says(self, text: str) -> bool:
+        return text in self.process.log.read_text(encoding="utf-8")
+
+
+async def test_the_daemon_itself_stores_over_tls_what_a_device_publishes(
+    broker: Broker, connect: Connect, tmp_path: Path, database_url: str, database: asyncpg.Connection
+) -> None:
+    daemon = Daemon(tmp_path, broker, database_url, f"fleetwatt:{PASSWORDS['fleetwatt']}")
+    daemon.process.start(lambda: daemon.says("subscribed"))
+    device = connect(broker, "meter-1")
+    assert device.publish("meters/meter-1/reading", b'{"kwhConsumedAc":0.25,"voltage":230}') == 0
+
+    async def stored() -> bool:
+        return bool(await database.fetchval("SELECT count(*) FROM meter_status WHERE kwh_consumed_ac = 0.25"))
+
+    await eventually(stored)
+    assert daemon.process.stop() == 0
+    assert not daemon.says(PASSWORDS["fleetwatt"])
+
+
+def test_the_daemon_says_that_its_password_is_wrong(broker: Broker, tmp_path: Path, database_url: str) -> None:
+    daemon = Daemon(tmp_path, broker, database_url, "fleetwatt:wrong")
+    daemon.process.start(lambda: daemon.says("broker away, trying again"))
+    assert daemon.says("the broker refused the connection: NOT_AUTHORIZED"), daemon.process.log_tail()
+    assert daemon.process.stop() == 0
+
+
+def test_the_daemon_does_not_talk_to_a_broker_that_its_authority_does_not_know(
+    broker: Broker, tmp_path: Path, database_url: str
+) -> None:
+    others = tmp_path / "others"
+    subprocess.run([CERTIFICATES, str(others), "localhost"], check=True)
+    daemon = Daemon(tmp_path, broker, database_url, "fleetwatt:secret", MQTT_CA_FILE=str(others / "ca.crt"))
+    daemon.process.start(lambda: daemon.says("broker away, trying again"))
+    assert daemon.says("certificate verify failed"), daemon.process.log_tail()
+    assert daemon.process.stop() == 0
