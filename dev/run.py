@@ -22,6 +22,7 @@ from rich.table import Table
 from dev.books import Books, count_rows, read_books
 from dev.feed import Feed
 from dev.fleet import Fault, Fleet, Publication
+from dev.processes import ProcessError
 from dev.stack import Stack
 from sql.links import LinkOverlapError, pair
 
@@ -29,6 +30,7 @@ BACKFILL = timedelta(hours=24)
 GROUP = 400
 """Messages between two looks at whether to stop."""
 LIVE_STEP_S = 0.25
+LAST_MESSAGES_TIMEOUT_S = 10.0
 SETTLE_TIMEOUT_S = 60.0
 REPORT_INTERVAL_S = 10.0
 """How often the state is printed where the output is no terminal."""
@@ -94,7 +96,10 @@ class Run:
         await asyncio.wait([publishing, stopping], return_when=asyncio.FIRST_COMPLETED)
         self._stop.set()
         stopping.cancel()
-        await publishing
+        await asyncio.wait([publishing], timeout=LAST_MESSAGES_TIMEOUT_S)
+        publishing.cancel()  # does nothing unless the broker is away
+        with contextlib.suppress(asyncio.CancelledError):
+            await publishing
 
     async def _publish(self, stack: Stack, feed: Feed, live_from: datetime) -> None:
         await self._backfill(feed, self._remembered(live_from), live_from)
@@ -163,28 +168,35 @@ class Run:
         self._memory_file.write_bytes(msgspec.json.encode(self._memory))
 
     async def _watch(self, stack: Stack) -> None:
-        """Read the books every second, show them, and start the daemon again when it has ended."""
+        """Read the books every second, show them, and start again what has ended."""
         reported_at_s = time.monotonic()
         while True:
             before, at_s = self._books, time.monotonic()
             await asyncio.sleep(1)
             with contextlib.suppress(OSError):
                 self._books = await read_books(stack.metrics_url)
-            if not stack.api.is_running:
-                self._say(f"the sidecar ended (code {stack.api.wait(1)}); starting it again")
-                await asyncio.to_thread(stack.start_api)
-            if not stack.daemon.is_running:
-                self._say(f"the daemon ended (code {stack.daemon.wait(1)}); starting it again")
-                self._earlier.received += self._books.received
-                self._earlier.duplicate += self._books.duplicate
-                self._restarts += 1
-                self._books = Books()
-                await asyncio.to_thread(stack.start_daemon)
-            elif self._console.is_terminal:
+            await self._revive(stack)
+            if self._console.is_terminal:
                 self._console.print(self._line(before, time.monotonic() - at_s), end="\r", soft_wrap=True)
             elif time.monotonic() - reported_at_s >= REPORT_INTERVAL_S:
                 reported_at_s = time.monotonic()
                 self._say(self._line(before, time.monotonic() - at_s))
+
+    async def _revive(self, stack: Stack) -> None:
+        """Start again what has ended, as systemd would: kill what you like, and see it recover."""
+        for child, start in stack.parts():
+            if child.is_running:
+                continue
+            self._say(f"{child.name} ended (code {child.wait(1)}); starting it again")
+            if child is stack.daemon:
+                self._earlier.received += self._books.received
+                self._earlier.duplicate += self._books.duplicate
+                self._books = Books()
+                self._restarts += 1
+            try:
+                await asyncio.to_thread(start)
+            except ProcessError as error:  # it may need another part, which has ended as well
+                self._say(str(error).splitlines()[0])
 
     def _line(self, before: Books, elapsed_s: float) -> str:
         books = self._books

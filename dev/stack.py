@@ -6,7 +6,7 @@ import subprocess
 import sys
 import urllib.error
 import urllib.request
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from types import TracebackType
 from typing import TextIO
@@ -79,6 +79,15 @@ class Stack:
         done = subprocess.run(command, env=self._environment(), cwd=ROOT, capture_output=True, text=True, check=False)
         if done.returncode:
             raise ProcessError(f"the schema was not migrated:\n{done.stderr}")
+
+    def parts(self) -> list[tuple[Child, Callable[[], None]]]:
+        """Each process with what starts it, those first that others need."""
+        return [
+            (self.postgres.process, self.postgres.start),
+            (self.broker.process, self.broker.start),
+            (self.daemon, self.start_daemon),
+            (self.api, self.start_api),
+        ]
 
     def start_daemon(self) -> None:
         """Start the daemon, again where it has ended, and wait until it is ready."""

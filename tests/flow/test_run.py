@@ -84,17 +84,33 @@ async def test_ctrl_c_stops_all_of_it(folder: Path) -> None:
     assert not env_file.exists()
 
 
-async def test_a_daemon_that_is_killed_is_started_again(folder: Path) -> None:
-    process = await start(folder, FLEET="5", SECONDS="6")
-    env_file = folder / ".fleetwatt" / "env"
+async def test_what_is_killed_is_started_again_and_nothing_is_lost(folder: Path) -> None:
+    process = await start(folder, FLEET="5", SECONDS="8")
+    stack = folder / ".fleetwatt"
 
     async def ready() -> bool:
-        return env_file.exists()
+        return (stack / "env").exists()
 
     await eventually(ready)
-    pid = int((folder / ".fleetwatt" / "daemon.pid").read_text())
-    os.kill(pid, signal.SIGKILL)
-    assert "starting it again" in await finish(process)
+    for name in ("daemon", "postgres/postgres", "api"):
+        os.kill(int((stack / f"{name}.pid").read_text()), signal.SIGKILL)
+    printed = await finish(process)
+    for name in ("daemon", "postgres", "api"):
+        assert f"{name} ended (code -9); starting it again" in printed
+
+
+async def test_ctrl_c_ends_a_run_whose_broker_does_not_answer(folder: Path) -> None:
+    process = await start(folder, FLEET="5")
+    stack = folder / ".fleetwatt"
+
+    async def ready() -> bool:
+        return (stack / "env").exists()
+
+    await eventually(ready)
+    os.kill(int((stack / "mosquitto" / "mosquitto.pid").read_text()), signal.SIGSTOP)
+    process.send_signal(signal.SIGINT)
+    await asyncio.wait_for(process.communicate(), 100)
+    assert processes_of(folder) == []
 
 
 def count(printed: str, name: str) -> int:
