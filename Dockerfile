@@ -7,7 +7,9 @@ RUN python -m venv --without-pip /opt/fleetwatt/venv \
         --no-cache-dir --disable-pip-version-check --require-hashes --only-binary :all: -r requirements.lock
 
 FROM python:3.11-slim
-RUN useradd --uid 10001 --user-group --no-create-home --home-dir /opt/fleetwatt --shell /usr/sbin/nologin fleetwatt
+# A volume that is mounted for the spool takes owner and mode from the folder that is there.
+RUN useradd --uid 10001 --user-group --no-create-home --home-dir /opt/fleetwatt --shell /usr/sbin/nologin fleetwatt \
+    && install --directory --mode=700 --owner=fleetwatt --group=fleetwatt /var/lib/fleetwatt
 WORKDIR /opt/fleetwatt
 COPY --from=packages /opt/fleetwatt/venv venv
 COPY api api

@@ -11,6 +11,7 @@ import msgspec
 import pytest
 
 from api.settings import ApiSettings
+from daemon.notify import BEATS_PER_WATCHDOG, Notifier
 from daemon.settings import DaemonSettings
 
 ROOT = Path(__file__).parent.parent
@@ -120,6 +121,30 @@ def test_a_process_is_not_started_again_with_wrong_settings(unit: str) -> None:
     assert "RestartPreventExitStatus=2\n" in (DEPLOY / f"fleetwatt-{unit}.service").read_text()
 
 
+def daemon_unit() -> dict[str, list[str]]:
+    """The lines of the daemon's unit, by name."""
+    lines: dict[str, list[str]] = {}
+    for name, value in re.findall(
+        "^([A-Za-z]+)=(.*)$", (DEPLOY / "fleetwatt-daemon.service").read_text(), re.MULTILINE
+    ):
+        lines.setdefault(name, []).append(value)
+    return lines
+
+
+def test_systemd_waits_for_the_daemons_word_and_for_its_pings() -> None:
+    unit = daemon_unit()
+    assert (unit["Type"], unit["NotifyAccess"], unit["Restart"]) == (["notify"], ["main"], ["on-failure"])
+    watchdog_s = int(unit["WatchdogSec"][0])
+    notifier = Notifier.from_environment({"NOTIFY_SOCKET": "/nowhere", "WATCHDOG_USEC": str(watchdog_s * 1_000_000)})
+    assert BEATS_PER_WATCHDOG * notifier.interval_s < watchdog_s
+
+
+def test_the_spool_is_where_systemd_lets_the_daemon_and_nobody_else_write() -> None:
+    unit = daemon_unit()
+    assert (unit["StateDirectory"], unit["StateDirectoryMode"], unit["UMask"]) == (["fleetwatt"], ["0700"], ["0077"])
+    assert "SPOOL_DIR=%S/fleetwatt" in unit["Environment"]
+
+
 def test_an_installation_has_program_units_and_settings(stage: Stage) -> None:
     answer = stage.install(PREFIX="/opt/elsewhere")
     assert answer.returncode == 0, answer.stderr
@@ -131,7 +156,13 @@ def test_an_installation_has_program_units_and_settings(stage: Stage) -> None:
     for unit in UNITS:
         installed = (stage.path("etc/systemd/system") / unit.name).read_text()
         assert installed == unit.read_text().replace("/opt/fleetwatt", "/opt/elsewhere")
-    assert sorted(path.name for path in stage.path("opt/elsewhere").iterdir()) == ["api", "daemon", "sql", "venv"]
+    assert sorted(path.name for path in stage.path("opt/elsewhere").iterdir()) == [
+        "api",
+        "daemon",
+        "fleetwatt",
+        "sql",
+        "venv",
+    ]
 
 
 def test_an_installation_can_be_read_by_the_service_even_if_the_shell_was_private(stage: Stage) -> None:
@@ -157,6 +188,15 @@ def test_an_upgrade_keeps_edited_settings_and_removes_what_is_gone(stage: Stage)
     assert not leftover.exists()
 
 
+def test_an_upgrade_keeps_the_spool(stage: Stage) -> None:
+    spool = stage.path("var/lib/fleetwatt/spool.sqlite3")
+    spool.parent.mkdir(parents=True)
+    spool.write_text("readings")
+    for _ in range(2):
+        assert stage.install().returncode == 0
+    assert spool.read_text() == "readings"
+
+
 def test_an_upgrade_that_fails_leaves_the_old_version_as_it_was(stage: Stage) -> None:
     stage.install()
     old = stage.path("opt/fleetwatt/daemon/old.py")
@@ -179,11 +219,89 @@ def test_install_broker_is_silent_where_mosquitto_is_there() -> None:
     assert (answer.returncode, answer.stdout, answer.stderr) == (0, b"", b"")
 
 
-@pytest.mark.parametrize("script", [DEPLOY / "install", DEPLOY / "install-broker", ROOT / "mosquitto" / "certificates"])
+@pytest.mark.parametrize(
+    "script",
+    [DEPLOY / "fleetwatt", DEPLOY / "install", DEPLOY / "install-broker", ROOT / "mosquitto" / "certificates"],
+)
 def test_a_script_is_executable_and_parses(script: Path) -> None:
     assert script.read_text().startswith("#!/bin/sh\n")
     assert os.access(script, os.X_OK)
     subprocess.run(["sh", "-n", script], check=True)
+
+
+class Commands:
+    """An installation on whose machine systemd's programs only say what they are told."""
+
+    def __init__(self, stage: Stage, folder: Path) -> None:
+        stage.install()
+        self.script, self._folder = stage.path("opt/fleetwatt/fleetwatt"), folder
+        self.unit = stage.path("etc/systemd/system/fleetwatt-daemon.service")
+        folder.mkdir()
+        self._stand_in("id", "echo 0")
+        self._stand_in("systemctl", f"cat {self.unit}")
+        self._stand_in("systemd-run", 'printf "%s\\n" "$@"; exit 7')
+
+    def _stand_in(self, name: str, body: str) -> None:
+        path = self._folder / name
+        path.write_text(f"#!/bin/sh\n{body}\n")
+        path.chmod(0o755)
+
+    def run(self, *arguments: str) -> subprocess.CompletedProcess[str]:
+        environment = {**os.environ, "PATH": f"{self._folder}:{os.environ['PATH']}"}
+        return subprocess.run([self.script, *arguments], env=environment, capture_output=True, text=True, check=False)
+
+
+@pytest.fixture
+def commands(stage: Stage, tmp_path: Path) -> Commands:
+    return Commands(stage, tmp_path / "bin")
+
+
+def test_a_command_runs_as_the_service_would(commands: Commands) -> None:
+    answer = commands.run("check", "--json")
+    assert answer.returncode == 7  # the command's own
+    lines = answer.stdout.splitlines()
+    program = commands.script.parent
+    assert lines[-5:] == [str(program / "venv/bin/python"), "-m", "daemon", "check", "--json"]
+    given = [line.removeprefix("--property=") for line in lines if line.startswith("--property=")]
+    (name,) = (line.removeprefix("--unit=") for line in lines if line.startswith("--unit="))
+    text = commands.unit.read_text().replace("%d", f"/run/credentials/{name}").replace("%S", "/var/lib")
+    service = text[text.index("[Service]") : text.index("[Install]")]
+    expected = [line for line in service.splitlines() if re.match("[A-Z]", line)]
+    of_a_service = r"(Type|NotifyAccess|ExecStart|Restart\w*|Timeout\w*|WatchdogSec)="
+    assert given == [line for line in expected if not re.match(of_a_service, line)]
+
+
+def test_a_command_sees_what_was_edited(commands: Commands) -> None:
+    with commands.unit.open("a") as unit:
+        unit.write(
+            "[Service]\n# mine\nEnvironment = LOG_LEVEL=debug \\\n  LOG_FORMAT=json\nWatchdogSec=5\n[Unit]\nAfter=x\n"
+        )
+    lines = commands.run("check").stdout.splitlines()
+    last = [line for line in lines if line.startswith("--property=")][-1]
+    assert last.split() == ["--property=Environment=LOG_LEVEL=debug", "LOG_FORMAT=json"]
+
+
+def test_a_command_is_refused_where_it_would_run_with_other_settings(commands: Commands) -> None:
+    with commands.unit.open("a") as unit:
+        unit.write("[Service]\nEnvironment=SPOOL_DIR=%t/spool\n")
+    answer = commands.run("check")
+    assert (answer.returncode, answer.stdout) == (1, "")
+    assert "SPOOL_DIR=%t/spool" in answer.stderr
+
+
+def test_no_command_starts_no_second_daemon(commands: Commands) -> None:
+    answer = commands.run()
+    assert (answer.returncode, answer.stdout) == (1, "")
+
+
+def test_the_spools_volume_is_mounted_where_the_image_has_a_folder_of_the_daemons_own() -> None:
+    compose = (ROOT / "docker-compose.yml").read_text()
+    (folder,) = re.findall("SPOOL_DIR: (.+)", compose)
+    assert f"      - spool:{folder}\n" in compose
+    assert re.search(r"^  spool:$", compose[compose.index("\nvolumes:") :], re.MULTILINE)
+    dockerfile = (ROOT / "Dockerfile").read_text()
+    assert f"install --directory --mode=700 --owner=fleetwatt --group=fleetwatt {folder}\n" in dockerfile
+    assert dockerfile.index(folder) < dockerfile.index("\nUSER ")
 
 
 def test_the_containers_set_only_known_settings() -> None:
