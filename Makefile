@@ -3,12 +3,14 @@ FLEET ?= 200
 SECONDS ?= 0
 MESSAGES ?= 100000
 ATTACK_SECONDS ?= 120
+FUZZ_SECONDS ?= 60
+RUNS ?= 1
 PREFIX ?= /opt/fleetwatt
 
 PYTHON ?= $(shell command -v python3.11 || command -v python3)
 PIP_FLAGS = -qq --disable-pip-version-check --require-hashes
 .DEFAULT_GOAL := help
-.PHONY: help run test check format lock broker install clean bench docs attack
+.PHONY: help run test check format lock broker install clean bench docs attack faults fuzz audit
 
 help: ## what can be made here
 	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | awk -F ':.*## ' '{printf "  make %-9s %s\n", $$1, $$2}'
@@ -38,6 +40,15 @@ docs: .venv/ready ## write docs/openapi.json and docs/postman.json anew from the
 
 attack: .venv/ready broker ## schemathesis against the sidecar, from its own document (ATTACK_SECONDS=120)
 	@SCHEMATHESIS_SECONDS=$(ATTACK_SECONDS) .venv/bin/python -m pytest -q tests/api/test_schemathesis.py
+
+faults: .venv/ready broker ## every fault of the matrix under load, and a table of what came of it (RUNS=1)
+	@.venv/bin/python -m dev faults --runs $(RUNS)
+
+fuzz: .venv/ready ## coverage-guided fuzzing of the decoder and the packet handling (FUZZ_SECONDS=60 for each)
+	@.venv/bin/python -m dev fuzz --seconds $(FUZZ_SECONDS)
+
+audit: .venv/ready ## known vulnerabilities of the locked packages; fails too where it could not find out
+	@.venv/bin/python -m dev.audit
 
 lock: .venv/ready ## pin anew what is installed, within the bounds of setup.cfg
 	@.venv/bin/pip-compile --quiet --upgrade --strip-extras --generate-hashes --allow-unsafe --no-header --no-emit-index-url --no-emit-find-links --no-emit-trusted-host --output-file requirements.lock setup.cfg

@@ -1,6 +1,6 @@
-"""`python -m daemon` runs the daemon, `python -m daemon migrate` brings the database's schema up to date.
+"""`python -m daemon` runs the daemon; `migrate`, `check` and `rejections` do what their help says.
 
-Exit codes: 0 stopped in good order, 1 something failed, 2 a setting is wrong.
+Exit codes: 0 in good order, 1 something failed, 2 a setting is wrong.
 """
 
 import argparse
@@ -12,11 +12,13 @@ import asyncpg
 import structlog
 import uvloop
 
-from daemon import service
+from daemon import check, rejects, service
 from daemon.settings import DaemonSettings
+from daemon.status import LastProblem
 from sql import logs
 from sql.errors import SchemaError
 from sql.migrate import migrate
+from sql.pool import connect
 from sql.settings import DatabaseSettings, SettingsError, read
 
 log = structlog.get_logger("fleetwatt")
@@ -28,9 +30,21 @@ def main(arguments: list[str] | None = None) -> int:
     commands = parser.add_subparsers(dest="command", metavar="COMMAND")
     commands.add_parser("run", help="run the daemon (what is done when no command is given)")
     commands.add_parser("migrate", help="bring the database's schema up to date")
-    command = parser.parse_args(arguments).command
+    check.add_arguments(commands.add_parser("check", help="find what is wrong, and say what mends it"))
+    rejects.add_arguments(
+        commands.add_parser("rejections", aliases=["rejects"], help="list, show and replay what could not be stored")
+    )
+    chosen = parser.parse_args(arguments)
     try:
-        return _migrate() if command == "migrate" else _run()
+        match chosen.command:
+            case "migrate":
+                return _migrate()
+            case "check":
+                return check.main(chosen)
+            case "rejections" | "rejects":
+                return rejects.main(chosen)
+            case _:
+                return _run()
     except SettingsError as error:
         print(f"fleetwatt: {error}", file=sys.stderr)  # noqa: T201 - a line for the technician, not a log record
         return 2
@@ -38,8 +52,9 @@ def main(arguments: list[str] | None = None) -> int:
 
 def _run() -> int:
     settings = read(DaemonSettings, os.environ)
-    logs.configure(settings.log_format, settings.log_level)
-    uvloop.run(service.run(settings))
+    last_problem = LastProblem()
+    logs.configure(settings.log_format, settings.log_level, last_problem)
+    uvloop.run(service.run(settings, last_problem))
     return 0
 
 
@@ -55,7 +70,7 @@ def _migrate() -> int:
 
 
 async def _migrate_database(database_url: str) -> None:
-    connection = await asyncpg.connect(database_url, timeout=10)
+    connection = await connect(database_url, timeout=10)
     try:
         applied = await migrate(connection)
     finally:

@@ -6,13 +6,19 @@ A batch takes whole deliveries of one MQTT session, so that it is acknowledged o
 """
 
 import asyncio
-from collections import deque
-from collections.abc import Callable
+from collections import Counter, deque
+from collections.abc import Callable, Sequence
 from typing import Protocol
 
+from msgspec import Struct, field
+
 from daemon.readings import Decoded
+from sql.flood import Flood
 from sql.rejections import Rejection
 from sql.store import Kind, Row
+
+BYTES_MAX = 16 * 1024 * 1024
+"""Of payload, from which on a batch is full whatever it has in rows: a message may have a megabyte."""
 
 
 class Acknowledger(Protocol):
@@ -22,27 +28,52 @@ class Acknowledger(Protocol):
         """Acknowledge packets, in this order; does nothing once the connection is gone."""
 
 
+class Contents(Struct):
+    """What is to be stored and kept of some readings."""
+
+    rows: dict[Kind, list[Row]] = field(default_factory=dict)
+    rejections: list[Rejection] = field(default_factory=list)
+    not_kept: Counter[str] = field(default_factory=Counter)
+    """Reason -> rejected readings of a flood, which are counted and not kept."""
+
+    def reject(self, rejections: Sequence[Rejection], flood: Flood) -> None:
+        """Take rejections: those that the flood's limit lets through are kept, the others counted."""
+        kept = flood.keep(rejections)
+        self.rejections += kept
+        if len(kept) < len(rejections):
+            self.not_kept += count_reasons(rejections) - count_reasons(kept)
+
+
 class Batch:
     """Readings of one session, in the order of their arrival."""
 
-    __slots__ = ("opened_at_s", "packet_ids", "readings", "rejections", "rows", "session")
+    __slots__ = ("bytes", "contents", "opened_at_s", "packet_ids", "readings", "session")
 
     def __init__(self, session: Acknowledger, opened_at_s: float) -> None:
         self.session = session
         self.opened_at_s = opened_at_s
         self.packet_ids: list[int] = []
-        self.rows: dict[Kind, list[Row]] = {}
-        self.rejections: list[Rejection] = []
+        self.contents = Contents()
         self.readings = 0
+        self.bytes = 0
 
-    def add(self, decoded: Decoded, packet_id: int | None) -> None:
-        """Take what one message was decoded to; a message of QoS 0 has no packet id."""
+    def add(self, decoded: Decoded, payload_bytes: int, packet_id: int | None) -> None:
+        """Take the rows that one message was decoded to, and count; a message of QoS 0 has no packet id."""
         if decoded.kind is not None and decoded.rows:
-            self.rows.setdefault(decoded.kind, []).extend(decoded.rows)
-        self.rejections.extend(decoded.rejections)
+            self.contents.rows.setdefault(decoded.kind, []).extend(decoded.rows)
         self.readings += len(decoded.rows) + len(decoded.rejections)
+        self.bytes += payload_bytes
         if packet_id is not None:
             self.packet_ids.append(packet_id)
+
+    def is_full(self, rows_max: int) -> bool:
+        """Whether it should be written rather than grow."""
+        return self.readings >= rows_max or self.bytes >= BYTES_MAX
+
+
+def count_reasons(rejections: Sequence[Rejection]) -> Counter[str]:
+    """Reason -> how many."""
+    return Counter(rejection.reason for rejection in rejections)
 
 
 class Batches:
@@ -61,7 +92,7 @@ class Batches:
         """The batch that the next delivery of this session goes into."""
         if self._waiting:
             last = self._waiting[-1]
-            if last.session is session and last.readings < self._rows_max:
+            if last.session is session and not last.is_full(self._rows_max):
                 return last
         batch = Batch(session, self._clock())
         self._waiting.append(batch)
@@ -96,11 +127,17 @@ class Batches:
         oldest = self._being_written or (self._waiting[0] if self._waiting else None)
         return self._clock() - oldest.opened_at_s if oldest else 0.0
 
+    @property
+    def bytes(self) -> int:
+        """Bytes of payload in all batches that are not settled."""
+        in_hand = self._being_written.bytes if self._being_written else 0
+        return in_hand + sum(batch.bytes for batch in self._waiting)
+
     def _due_in_s(self) -> float | None:
         """Seconds until the first waiting batch is due; None where nothing is waiting."""
         if not self._waiting:
             return None
         first = self._waiting[0]
-        if self._closed or len(self._waiting) > 1 or first.readings >= self._rows_max:
+        if self._closed or len(self._waiting) > 1 or first.is_full(self._rows_max):
             return 0
         return max(0.0, first.opened_at_s + self._flush_interval_s - self._clock())

@@ -1,4 +1,4 @@
-"""`/livez`, `/readyz` and `/metrics` for machines.
+"""`/livez`, `/readyz` and `/metrics` for machines, `/status` for people too.
 
 Ready means that commits follow arrivals: the subscription stands, what arrived is not waiting, the schema is right,
 and, where nothing arrives, the database answers. An open socket proves none of this.
@@ -9,8 +9,10 @@ import socket
 import time
 from collections.abc import AsyncIterator, Iterator
 from contextlib import asynccontextmanager, contextmanager
+from datetime import UTC, datetime
 
 import asyncpg
+import msgspec
 import uvicorn
 from prometheus_client import CONTENT_TYPE_LATEST, CollectorRegistry, generate_latest
 from starlette.applications import Starlette
@@ -20,8 +22,9 @@ from starlette.routing import Route
 
 from daemon.batch import Batches
 from daemon.maintenance import Maintenance
+from daemon.outage import Outage
+from daemon.status import StatusBoard, as_text
 from daemon.subscriber import Subscriber
-from daemon.writer import Writer
 from sql.pool import Pool, lease
 from sql.settings import SettingsError
 
@@ -35,11 +38,11 @@ class Readiness:
     """Finds what keeps the daemon from doing its work."""
 
     def __init__(
-        self, subscriber: Subscriber, batches: Batches, writer: Writer, maintenance: Maintenance, pool: Pool
+        self, subscriber: Subscriber, batches: Batches, outage: Outage, maintenance: Maintenance, pool: Pool
     ) -> None:
         self._subscriber = subscriber
         self._batches = batches
-        self._writer = writer
+        self._outage = outage
         self._maintenance = maintenance
         self._pool = pool
 
@@ -52,7 +55,7 @@ class Readiness:
             faults.append(f"readings have been waiting for {age_s:.0f} s to be stored")
         if self._maintenance.schema_fault:
             faults.append(self._maintenance.schema_fault)
-        if time.monotonic() - self._writer.last_commit_at_s > COMMIT_FRESH_S and (fault := await self._ask_database()):
+        if time.monotonic() - self._outage.last_commit_at_s > COMMIT_FRESH_S and (fault := await self._ask_database()):
             faults.append(fault)
         return faults
 
@@ -65,7 +68,7 @@ class Readiness:
         return None
 
 
-def build_app(readiness: Readiness, registry: CollectorRegistry) -> Starlette:
+def build_app(readiness: Readiness, registry: CollectorRegistry, board: StatusBoard) -> Starlette:
     """The routes."""
 
     async def livez(_: Request) -> Response:
@@ -78,7 +81,20 @@ def build_app(readiness: Readiness, registry: CollectorRegistry) -> Starlette:
     async def metrics(_: Request) -> Response:
         return Response(generate_latest(registry), media_type=CONTENT_TYPE_LATEST)
 
-    return Starlette(routes=[Route("/livez", livez), Route("/readyz", readyz), Route("/metrics", metrics)])
+    async def status(request: Request) -> Response:
+        found = await board.read()
+        if request.headers.get("accept", "").startswith("text/"):  # a browser, or a person who asked for text
+            return PlainTextResponse(as_text(found, datetime.now(UTC)))
+        return Response(msgspec.json.encode(found), media_type="application/json")
+
+    return Starlette(
+        routes=[
+            Route("/livez", livez),
+            Route("/readyz", readyz),
+            Route("/metrics", metrics),
+            Route("/status", status),
+        ]
+    )
 
 
 def listen(host: str, port: int) -> socket.socket:

@@ -8,6 +8,7 @@ from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily, Metri
 from prometheus_client.registry import Collector
 
 from daemon.accounts import Accounts
+from daemon.batch import Batch
 
 _LATENCY_BUCKETS_S = (0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1, 2.5, 5, 10, 30, 60, 300)
 _BATCH_BUCKETS = (1, 10, 100, 1_000, 2_000, 5_000, 10_000, 20_000, 50_000, 100_000)
@@ -34,6 +35,13 @@ class Metrics:
         self._gauge(
             "oldest_in_flight_seconds", "For how long the oldest reading in flight has been waiting"
         ).set_function(oldest_age_s)
+        self._spool_bytes = self._gauge("spool_bytes", "What the spool takes on the disk")
+        self._spool_oldest = self._gauge(
+            "spool_oldest_seconds", "For how long the oldest batch in the spool has been there"
+        )
+        self._rejections_not_kept = self._counter(
+            "rejections_not_kept_total", "Rejected readings of a flood, which were counted and not kept", "reason"
+        )
         self._slow_batches = self._counter(
             "slow_batches_total", "Batches of a kind that COPY did not store", "kind", "sqlstate"
         )
@@ -46,6 +54,7 @@ class Metrics:
             "mqtt_disconnections_total", "Connections to the broker that were lost"
         )
         self.partitions_dropped = self._counter("partitions_dropped_total", "Days of history dropped by retention")
+        self.rejections_purged = self._counter("rejections_purged_total", "Rejections deleted by retention")
 
     def slow_batch(self, kind: str, sqlstate: str) -> None:
         """COPY did not store a batch's readings of this kind."""
@@ -55,12 +64,21 @@ class Metrics:
         """A try on the slow way failed."""
         self._database_errors.labels(sqlstate).inc()
 
-    def batch_settled(self, readings: int, opened_at_s: float, started_at_s: float, committed_at_s: float) -> None:
+    def batch_settled(self, batch: Batch, started_at_s: float, committed_at_s: float) -> None:
         """A batch was committed; the times are of the monotonic clock."""
-        self._batch_readings.observe(readings)
+        self._batch_readings.observe(batch.readings)
         self._batch_store_seconds.observe(committed_at_s - started_at_s)
-        self._receipt_to_commit_seconds.observe(committed_at_s - opened_at_s)
+        self._receipt_to_commit_seconds.observe(committed_at_s - batch.opened_at_s)
         self._last_commit.set(time.time())
+
+    def rejections_not_kept(self, reason: str, count: int) -> None:
+        """That many rejections of a flood were counted only."""
+        self._rejections_not_kept.labels(reason).inc(count)
+
+    def watch_spool(self, bytes_taken: Callable[[], int], oldest_age_s: Callable[[], float]) -> None:
+        """Export the spool's size and age; without a spool both are 0."""
+        self._spool_bytes.set_function(bytes_taken)
+        self._spool_oldest.set_function(oldest_age_s)
 
     def _counter(self, name: str, help_text: str, *labels: str) -> Counter:
         return Counter(f"fleetwatt_{name}", help_text, labels, registry=self.registry)
@@ -86,6 +104,9 @@ class _AccountsCollector(Collector):
         yield _by("reason", "fleetwatt_readings_rejected", "Readings kept as rejections", books.rejected)
         yield GaugeMetricFamily("fleetwatt_readings_spooled", "Readings in the spool", value=books.spooled)
         yield GaugeMetricFamily("fleetwatt_readings_in_flight", "Readings on their way", value=books.in_flight)
+        yield GaugeMetricFamily(
+            "fleetwatt_readings_recovered", "Of those received, in the spool at the start", value=books.recovered
+        )
         yield GaugeMetricFamily(
             "fleetwatt_readings_unaccounted", "Received less all of the above; zero, or a bug", value=books.unaccounted
         )

@@ -6,43 +6,58 @@ not acknowledged either, so the broker sends it again.
 """
 
 import asyncio
+import os
 import signal
-import ssl
 import time
-from datetime import timedelta
+from collections.abc import Coroutine, Iterator
+from contextlib import contextmanager
+from datetime import UTC, datetime, timedelta
+from typing import Any
 
 import structlog
 from mqtt5 import PublishPacket
 
 from daemon.accounts import Accounts
-from daemon.batch import Batches
+from daemon.batch import BYTES_MAX, Batch, Batches
+from daemon.drain import Drain
 from daemon.health import Readiness, build_app, listen, serving
 from daemon.maintenance import Maintenance
 from daemon.metrics import Metrics
+from daemon.notify import Notifier
+from daemon.outage import Outage
+from daemon.progress import Progress
 from daemon.readings import LateReceipt, Receipt, ReceiptClock, Rules, decode
+from daemon.recent import Recent
 from daemon.settings import DaemonSettings
+from daemon.settle import Settler
+from daemon.spool import Spool
+from daemon.status import LastProblem, StatusBoard
 from daemon.subscriber import Session, Subscriber, broker_from_url
+from daemon.tls import tls_context
 from daemon.writer import Writer
+from sql.flood import Flood
+from sql.outside import is_free
 from sql.pool import open_pool
-from sql.settings import SettingsError
 
 log = structlog.get_logger("fleetwatt")
 
 LAST_BATCHES_TIMEOUT_S = 3.0
-POOL_CONNECTIONS_MAX = 4
-"""One for each kind, one for maintenance, one for the health check."""
+POOL_CONNECTIONS_MAX = 6
+"""One for each kind, for the writer and for the drain; one for maintenance, one for the health check."""
 IN_FLIGHT_BATCHES_MAX = 4
 """Readings in memory, in full batches, from which on nothing more is read from the broker."""
+TICK_S = 1.0
 
 
 class Intake:
     """From the subscriber to the batches: decodes, counts, and says when there is enough."""
 
-    def __init__(self, rules: Rules, batches: Batches, accounts: Accounts, in_flight_max: int) -> None:
+    def __init__(self, rules: Rules, batches: Batches, accounts: Accounts, flood: Flood, in_flight_max: int) -> None:
         self._rules = rules
         self._clock = ReceiptClock()
         self._batches = batches
         self._accounts = accounts
+        self._flood = flood
         self._in_flight_max = in_flight_max
 
     def take(self, session: Session, publishes: list[PublishPacket]) -> None:
@@ -53,33 +68,40 @@ class Intake:
         before = batch.readings
         for packet in publishes:
             decoded = decode(packet.topic, packet.payload, late if packet.retain else receipt)
-            batch.add(decoded, packet.packet_id)
+            batch.add(decoded, len(packet.payload), packet.packet_id)
+            if decoded.rejections:
+                batch.contents.reject(decoded.rejections, self._flood)
         self._accounts.receive(batch.readings - before)
         self._batches.delivered()
 
     @property
     def is_full(self) -> bool:
         """Whether what is in flight is all that memory should hold."""
-        return self._accounts.in_flight >= self._in_flight_max
+        return (
+            self._accounts.in_flight >= self._in_flight_max or self._batches.bytes >= IN_FLIGHT_BATCHES_MAX * BYTES_MAX
+        )
 
 
-async def run(settings: DaemonSettings) -> None:
+async def run(settings: DaemonSettings, last_problem: LastProblem) -> None:
     """Run until SIGTERM or SIGINT; raises SettingsError where a setting turns out to be wrong."""
     stop = asyncio.Event()
     loop = asyncio.get_running_loop()
     for number in (signal.SIGTERM, signal.SIGINT):
         loop.add_signal_handler(number, stop.set)
-    await serve(settings, stop)
+    await serve(settings, last_problem, stop)
 
 
-async def serve(settings: DaemonSettings, stop: asyncio.Event) -> None:
+async def serve(settings: DaemonSettings, last_problem: LastProblem, stop: asyncio.Event) -> None:
     """Run until `stop` is set."""
-    tls = _tls_context(settings)
-    listener = listen(settings.metrics_host, settings.metrics_port)
+    tls = tls_context(settings)
+    notifier = Notifier.from_environment(os.environ)
     accounts = Accounts()
+    recent = Recent(accounts, time.monotonic())
     batches = Batches(settings.batch_rows_max, settings.flush_interval_s, time.monotonic)
     metrics = Metrics(accounts, batches.oldest_age_s)
-    intake = Intake(_rules(settings), batches, accounts, IN_FLIGHT_BATCHES_MAX * settings.batch_rows_max)
+    flood = Flood(settings.rejections_per_s_max, metrics.rejections_not_kept)
+    intake = Intake(_rules(settings), batches, accounts, flood, IN_FLIGHT_BATCHES_MAX * settings.batch_rows_max)
+    outage = Outage()
     broker = broker_from_url(
         settings.mqtt_url,
         tls=tls,
@@ -93,40 +115,102 @@ async def serve(settings: DaemonSettings, stop: asyncio.Event) -> None:
         if intake.is_full:
             subscriber.pause()
 
+    def committed(batch: Batch, started_at_s: float) -> None:
+        now_s = time.monotonic()
+        metrics.batch_settled(batch, started_at_s, now_s)
+        recent.committed(batch, now_s, datetime.now(UTC))
+
     def settled() -> None:
         if not intake.is_full:
             subscriber.resume()
 
     subscriber = Subscriber(broker, take, metrics)
-    async with open_pool(settings.database_url, settings.mqtt_client_id, POOL_CONNECTIONS_MAX) as pool:
-        writer = Writer(pool, batches, accounts, metrics, settled)
-        maintenance = Maintenance(pool, settings.retention_days, metrics)
-        readiness = Readiness(subscriber, batches, writer, maintenance, pool)
-        async with serving(build_app(readiness, metrics.registry), listener):
-            log.info(
-                "started", broker=broker.address, metrics=f"http://{settings.metrics_host}:{settings.metrics_port}"
+    with listen(settings.metrics_host, settings.metrics_port) as listener, _spool(settings, accounts, metrics) as spool:
+        async with open_pool(settings.database_url, settings.mqtt_client_id, POOL_CONNECTIONS_MAX) as pool:
+            writer = Writer(
+                batches,
+                Settler(pool, outage, flood, metrics),
+                outage,
+                accounts,
+                committed,
+                settled,
+                spool,
+                settings.spool_after_s,
             )
-            await _until_stopped(stop, subscriber, batches, writer, maintenance)
-    log.info("stopped", received=accounts.received, not_acknowledged=accounts.in_flight)
+            maintenance = Maintenance(pool, settings.retention_days, metrics, settings.rejection_retention_days)
+            readiness = Readiness(subscriber, batches, outage, maintenance, pool)
+            board = StatusBoard(accounts, recent, batches, outage, subscriber, spool, last_problem, readiness.faults)
+            progress = Progress(
+                lambda: max(batches.oldest_age_s(), spool.oldest_age_s() if spool else 0.0),
+                lambda: outage.last_sign_at_s,
+                lambda: is_free(settings.database_url, settings.mqtt_client_id),
+                time.monotonic,
+            )
+            others = {
+                "subscriber": subscriber.run(),
+                "maintenance": maintenance.run(),
+                "systemd": notifier.run(board.line, progress.stall),
+                "recent": _tick(recent),
+            }
+            if spool is not None:
+                drain_settler = Settler(pool, outage, flood, metrics)
+                drain = Drain(spool, drain_settler, outage, pool, accounts, settings.batch_rows_max)
+                others["drain"] = drain.run()
+            async with serving(build_app(readiness, metrics.registry, board), listener):
+                notifier.ready()
+                log.info(
+                    "started",
+                    broker=broker.address,
+                    status=f"http://{settings.metrics_host}:{settings.metrics_port}/status",
+                    spool=settings.spool_dir or "off",
+                )
+                await _until_stopped(stop, notifier, subscriber, batches, writer, others)
+    log.info("stopped", received=accounts.received, spooled=accounts.spooled, not_acknowledged=accounts.in_flight)
 
 
 async def _until_stopped(
-    stop: asyncio.Event, subscriber: Subscriber, batches: Batches, writer: Writer, maintenance: Maintenance
+    stop: asyncio.Event,
+    notifier: Notifier,
+    subscriber: Subscriber,
+    batches: Batches,
+    writer: Writer,
+    others: dict[str, Coroutine[Any, Any, None]],
 ) -> None:
-    async with asyncio.TaskGroup() as tasks:
-        writing = tasks.create_task(writer.run(), name="writer")
-        others = [
-            tasks.create_task(subscriber.run(), name="subscriber"),
-            tasks.create_task(maintenance.run(), name="maintenance"),
-        ]
+    async with asyncio.TaskGroup() as group:
+        writing = group.create_task(writer.run(), name="writer")
+        tasks = [group.create_task(other, name=name) for name, other in others.items()]
         await stop.wait()
         log.info("stopping")
+        notifier.stopping()
         subscriber.stop_intake()
         batches.close()
         await asyncio.wait([writing], timeout=LAST_BATCHES_TIMEOUT_S)
         await subscriber.disconnect()
-        for task in (writing, *others):
+        for task in (writing, *tasks):
             task.cancel()
+
+
+@contextmanager
+def _spool(settings: DaemonSettings, accounts: Accounts, metrics: Metrics) -> Iterator[Spool | None]:
+    """The spool for the time of the block; None where it is off."""
+    if settings.spool_dir is None:
+        yield None
+        return
+    spool = Spool(settings.spool_dir, settings.spool_bytes_max)
+    accounts.recover(spool.readings)
+    metrics.watch_spool(lambda: spool.bytes, spool.oldest_age_s)
+    if spool.readings:
+        log.info("readings of an earlier start are in the spool", readings=spool.readings, unreadable=spool.unreadable)
+    try:
+        yield spool
+    finally:
+        spool.close()
+
+
+async def _tick(recent: Recent) -> None:
+    while True:
+        recent.tick(time.monotonic())
+        await asyncio.sleep(TICK_S)
 
 
 def _rules(settings: DaemonSettings) -> Rules:
@@ -134,23 +218,3 @@ def _rules(settings: DaemonSettings) -> Rules:
         clock_ahead_max=timedelta(seconds=settings.clock_ahead_max_s),
         retention=timedelta(days=settings.retention_days) if settings.retention_days else None,
     )
-
-
-def _tls_context(settings: DaemonSettings) -> ssl.SSLContext | None:
-    if not settings.uses_tls:
-        return None
-    try:
-        context = ssl.create_default_context(cafile=settings.mqtt_ca_file)
-    except OSError as error:
-        raise SettingsError(
-            f"MQTT_CA_FILE is {settings.mqtt_ca_file!r}, which cannot be used ({error}); allowed: a PEM file of CAs"
-        ) from error
-    if settings.mqtt_cert_file and settings.mqtt_key_file:
-        try:
-            context.load_cert_chain(settings.mqtt_cert_file, settings.mqtt_key_file)
-        except OSError as error:
-            raise SettingsError(
-                f"MQTT_CERT_FILE and MQTT_KEY_FILE are {settings.mqtt_cert_file!r} and {settings.mqtt_key_file!r}, "
-                f"which cannot be used ({error}); allowed: a PEM certificate and its key without a passphrase"
-            ) from error
-    return context

@@ -27,6 +27,20 @@ class DaemonSettings(DatabaseSettings, frozen=True, kw_only=True):
     mqtt_receive_maximum: Annotated[int, Meta(ge=1, le=65535, description="a whole number from 1 to 65535")] = 30000
     batch_rows_max: Annotated[int, Meta(ge=1, le=100000, description="a whole number from 1 to 100000")] = 10000
     flush_interval_s: Seconds = 0.05
+    spool_dir: Annotated[str, Meta(description="the path of a folder on a local disk, one for each daemon")] | None = (
+        None
+    )
+    spool_bytes_max: Annotated[
+        int,
+        Meta(ge=2**20, le=2**40, description="a whole number of bytes from 1048576 (1 MiB) to 1099511627776 (1 TiB)"),
+    ] = 2**30
+    spool_after_s: Annotated[float, Meta(ge=0.1, le=3600, description="seconds, from 0.1 to 3600")] = 5
+    rejections_per_s_max: Annotated[
+        float, Meta(ge=0, le=100_000, description="rejections a second, from 0 (keep all) to 100000")
+    ] = 20
+    rejection_retention_days: Annotated[
+        int, Meta(ge=0, le=36500, description="a whole number from 0 (keep for ever) to 36500")
+    ] = 90
     retention_days: Annotated[
         int, Meta(ge=0, le=36500, description="a whole number from 0 (keep for ever) to 36500")
     ] = 400

@@ -1,4 +1,4 @@
-"""`python -m dev run`, `replay` and `bench`; `--help` says what each does."""
+"""`python -m dev run`, `replay`, `bench`, `faults` and more; `--help` says what each does."""
 
 import argparse
 import asyncio
@@ -8,7 +8,10 @@ from pathlib import Path
 
 from dev.ask import AskError, ask
 from dev.bench import bench
+from dev.faults import faults
+from dev.fuzz import fuzz
 from dev.history import history
+from dev.outage import outage
 from dev.processes import ProcessError
 from dev.replay import ReplayError, replay
 from dev.run import Run
@@ -33,6 +36,13 @@ def main() -> int:
                 asyncio.run(ask(address("API_URL", FOLDER), options.vehicles, options.requests, [1, 32]))
             case "bench":
                 return asyncio.run(bench(FOLDER.absolute() / "bench", options.messages, options.runs))
+            case "outage":
+                stack_folder = FOLDER.absolute() / "outage"
+                return asyncio.run(outage(stack_folder, options.devices, options.minutes, options.runs))
+            case "faults":
+                return asyncio.run(faults(FOLDER.absolute() / "faults", options.runs, options.only))
+            case "fuzz":
+                return fuzz(FOLDER.absolute() / "fuzz", options.seconds)
     except (AskError, ProcessError, ReplayError) as error:
         print(f"fleetwatt: {error}", file=sys.stderr)
         return 1
@@ -61,6 +71,15 @@ def _parser() -> argparse.ArgumentParser:
     measure = commands.add_parser("bench", help="how fast a backlog is stored, and what it costs")
     measure.add_argument("--messages", type=_count, default=100_000, help="in the backlog")
     measure.add_argument("--runs", type=_count, default=3, help="how often")
+    absence = commands.add_parser("outage", help="what a database that is away for an hour costs")
+    absence.add_argument("--devices", type=_count, default=10_000, help="each sends a reading a minute")
+    absence.add_argument("--minutes", type=_count, default=60, help="of readings that come meanwhile")
+    absence.add_argument("--runs", type=_count, default=3, help="how often")
+    matrix = commands.add_parser("faults", help="every fault under load, and a table of what came of it")
+    matrix.add_argument("--runs", type=_count, default=1, help="how often each")
+    matrix.add_argument("--only", metavar="WORDS", default="", help="those faults whose name contains this")
+    fuzzing = commands.add_parser("fuzz", help="coverage-guided fuzzing of what comes from outside")
+    fuzzing.add_argument("--seconds", type=_count, default=60, help="for each target")
     return parser
 
 

@@ -17,13 +17,22 @@ class Books(Struct):
     stored: Mapping[str, int] = {}
     duplicate: int = 0
     rejected: Mapping[str, int] = {}
+    not_kept: int = 0
+    """Of those rejected, counted only: there was a flood of them."""
     spooled: int = 0
+    recovered: int = 0
+    """Of those received, in the spool at the daemon's start."""
     in_flight: int = 0
     unaccounted: int = 0
     batches: int = 0
     slow_batches: int = 0
     receipt_to_commit_s: float = 0.0
     """Summed over the batches."""
+
+    @property
+    def arrived(self) -> int:
+        """Readings that came from the broker."""
+        return self.received - self.recovered
 
     @property
     def settled(self) -> int:
@@ -54,7 +63,9 @@ def parse_books(text: str) -> Books:
         stored=by_label("readings_stored_total"),
         duplicate=total("readings_duplicate_total"),
         rejected=by_label("readings_rejected_total"),
+        not_kept=total("rejections_not_kept_total"),
         spooled=total("readings_spooled"),
+        recovered=total("readings_recovered"),
         in_flight=total("readings_in_flight"),
         unaccounted=total("readings_unaccounted"),
         slow_batches=total("slow_batches_total"),

@@ -189,7 +189,7 @@ class Run:
                 continue
             self._say(f"{child.name} ended (code {child.wait(1)}); starting it again")
             if child is stack.daemon:
-                self._earlier.received += self._books.received
+                self._earlier.received += self._books.arrived
                 self._earlier.duplicate += self._books.duplicate
                 self._books = Books()
                 self._restarts += 1
@@ -216,6 +216,7 @@ class Run:
             say(f"  {name:<18} curl {stack.api_url}/v1/analytics/performance/{vehicle_id}")
         if examples:
             say(f"  {'the whole fleet':<18} curl {stack.api_url}/v1/analytics/fleet")
+        say(f"  {'the daemon':<18} curl -H 'Accept: text/plain' {stack.metrics_url}/status")
         say(f"  {'metrics':<18} curl {stack.metrics_url}/metrics")
         say(f"  {'rows':<18} psql {stack.database_url} -c 'TABLE vehicle_status LIMIT 5'")
         payload = '{"kwhConsumedAc":0.1,"voltage":230}'
@@ -240,8 +241,9 @@ class Run:
             with contextlib.suppress(OSError):
                 self._books = await read_books(stack.metrics_url)
                 if (
-                    self._earlier.received + self._books.received >= self._published.readings
+                    self._earlier.received + self._books.arrived >= self._published.readings
                     and not self._books.in_flight
+                    and not self._books.spooled
                 ):
                     break
             await asyncio.sleep(0.1)
@@ -249,10 +251,10 @@ class Run:
         added = {table: rows[table] - rows_before[table] for table in rows}
         # A daemon that was killed takes its last count of duplicates with it; the second copies are known anyway.
         duplicate = max(self._earlier.duplicate + self._books.duplicate, self._published.repeated)
-        missing = max(0, self._published.readings - duplicate - sum(added.values()))
+        missing = max(0, self._published.readings - duplicate - self._books.not_kept - sum(added.values()))
         unaccounted = missing + abs(self._books.unaccounted) + self._books.in_flight
         if not self._restarts:
-            unaccounted += max(0, self._published.readings - self._books.received)
+            unaccounted += max(0, self._published.readings - self._books.arrived)
         self._console.print(self._table(added, unaccounted))
         return unaccounted == 0
 
@@ -266,7 +268,7 @@ class Run:
             table.add_row(name, f"{count:,}", rows)
 
         row("published by the fleet", self._published.readings)
-        row("received by the daemon", self._earlier.received + books.received)
+        row("received by the daemon", self._earlier.received + books.arrived)
         table.add_section()
         for kind in ("meter", "vehicle"):
             row(f"stored, {kind}s", books.stored.get(kind, 0), f"{added[f'{kind}_reading']:,}")

@@ -23,7 +23,7 @@ class Stack:
     """Everything that `python -m dev run` starts. The data stay in the folder, the ports are new each time."""
 
     def __init__(self, folder: Path, settings: Mapping[str, str] | None = None) -> None:
-        """`settings` are settings of the daemon; those of the environment apply as well, but for the addresses."""
+        """`settings` are settings of the daemon; those of the environment apply as well, but for addresses and places."""
         folder.mkdir(parents=True, exist_ok=True)
         self.folder = folder
         self._lock = _lock(folder)
@@ -117,7 +117,10 @@ class Stack:
         self._lock.close()
 
     def _environment(self) -> dict[str, str]:
-        addresses = {
+        spool = self.folder / "spool"
+        spool.mkdir(exist_ok=True)
+        places = {
+            "SPOOL_DIR": str(spool),
             "MQTT_URL": self.broker.url,
             "DATABASE_URL": self.database_url,
             "METRICS_HOST": "127.0.0.1",
@@ -125,7 +128,7 @@ class Stack:
             "API_HOST": "127.0.0.1",
             "API_PORT": str(self.api_port),
         }
-        ours = {**self._settings, **addresses}
+        ours = {**self._settings, **places}
         theirs = {name: value for name, value in os.environ.items() if name.removesuffix("_FILE") not in ours}
         return {**theirs, **ours}
 

@@ -1,22 +1,16 @@
 """The books: received = stored + duplicate + rejected + spooled + in flight, and a loss is seen."""
 
 from collections import Counter
-from datetime import UTC, datetime
 
 from hypothesis import given
 from hypothesis import strategies as st
 
 from daemon.accounts import Accounts, Settlement
 from daemon.readings import REASONS
-from sql.rejections import Rejection
-
-
-def rejections(*reasons: str) -> list[Rejection]:
-    return [Rejection(datetime(2026, 3, 14, tzinfo=UTC), "meters/m/reading", reason, "", b"{") for reason in reasons]
 
 
 def settlement(stored: int = 0, duplicate: int = 0, reasons: tuple[str, ...] = (), kind: str = "meter") -> Settlement:
-    return Settlement(Counter({kind: stored}), Counter({kind: duplicate}), rejections(*reasons))
+    return Settlement(Counter({kind: stored}), Counter({kind: duplicate}), Counter(reasons))
 
 
 def test_what_arrived_is_in_flight_until_it_is_settled() -> None:
@@ -53,12 +47,21 @@ def test_a_reading_that_was_counted_twice_is_unaccounted_as_well() -> None:
     assert books.unaccounted == -1
 
 
-def test_what_is_spooled_is_accounted_for() -> None:
+def test_what_is_spooled_is_accounted_for_and_leaves_the_spool_as_what_it_became() -> None:
     books = Accounts()
-    books.receive(3)
-    books.settle(3, settlement())
-    books.spooled = 3
-    assert books.unaccounted == 0
+    books.receive(5)
+    books.spool(3)
+    assert (books.in_flight, books.spooled, books.unaccounted) == (2, 3, 0)
+    books.settle_spooled(3, settlement(stored=2, reasons=("conflict",)))
+    assert (books.in_flight, books.spooled, books.unaccounted) == (2, 0, 0)
+    assert (books.stored, books.rejected) == ({"meter": 2}, {"conflict": 1})
+
+
+def test_what_an_earlier_process_left_in_the_spool_counts_as_received_and_is_told_apart() -> None:
+    books = Accounts()
+    books.recover(4)
+    books.receive(1)
+    assert (books.received, books.recovered, books.spooled, books.unaccounted) == (5, 4, 4, 0)
 
 
 outcomes = st.tuples(
@@ -77,6 +80,11 @@ def test_the_identity_holds_whenever_anybody_looks(batches: list[tuple[int, int,
         books.receive(size)
         assert books.unaccounted == 0
     for size, batch in zip(sizes, batches, strict=True):
-        books.settle(size, settlement(*batch))
+        if size % 2:
+            books.spool(size)
+            assert books.unaccounted == 0
+            books.settle_spooled(size, settlement(*batch))
+        else:
+            books.settle(size, settlement(*batch))
         assert books.unaccounted == 0
-    assert (books.received, books.in_flight) == (sum(sizes), 0)
+    assert (books.received, books.in_flight, books.spooled) == (sum(sizes), 0, 0)

@@ -1,12 +1,14 @@
 """When a batch is handed to the writer, and what it holds. The clock is moved by hand."""
 
 import asyncio
+from collections import Counter
 from datetime import UTC, datetime
 
 import pytest
 
-from daemon.batch import Batch, Batches
+from daemon.batch import BYTES_MAX, Batch, Batches, Contents
 from daemon.readings import Decoded
+from sql.flood import Flood
 from sql.rejections import Rejection
 from sql.store import METER, VEHICLE, Kind
 
@@ -50,10 +52,16 @@ def decoded(rows: int, kind: Kind = METER, rejections: int = 0) -> Decoded:
     return Decoded(kind, [(f"m-{n}",) for n in range(rows)], [rejection] * rejections)
 
 
-def deliver(batches: Batches, session: Acknowledgements, *messages: Decoded, packet_id: int | None = None) -> Batch:
+def deliver(
+    batches: Batches,
+    session: Acknowledgements,
+    *messages: Decoded,
+    packet_id: int | None = None,
+    payload_bytes: int = 100,
+) -> Batch:
     batch = batches.open(session)
     for message in messages:
-        batch.add(message, packet_id)
+        batch.add(message, payload_bytes, packet_id)
     batches.delivered()
     return batch
 
@@ -77,14 +85,34 @@ async def settled() -> None:
         await asyncio.sleep(0)
 
 
-async def test_a_batch_holds_rows_by_kind_and_rejections_and_packet_ids_in_the_order_of_arrival() -> None:
+async def test_a_batch_holds_rows_by_kind_and_packet_ids_in_the_order_of_arrival_and_counts() -> None:
     batch = Batch(Acknowledgements(), 0.0)
-    batch.add(decoded(2), 7)
-    batch.add(decoded(1, VEHICLE), 3)
-    batch.add(decoded(1, METER, rejections=2), None)  # QoS 0 has no packet id
-    batch.add(Decoded(None, (), decoded(0, rejections=1).rejections), 9)
-    assert batch.rows == {METER: [("m-0",), ("m-1",), ("m-0",)], VEHICLE: [("m-0",)]}
-    assert (len(batch.rejections), batch.readings, batch.packet_ids) == (3, 7, [7, 3, 9])
+    batch.add(decoded(2), 60, 7)
+    batch.add(decoded(1, VEHICLE), 50, 3)
+    batch.add(decoded(1, METER, rejections=2), 90, None)  # QoS 0 has no packet id
+    batch.add(Decoded(None, (), decoded(0, rejections=1).rejections), 1, 9)
+    assert batch.contents.rows == {METER: [("m-0",), ("m-1",), ("m-0",)], VEHICLE: [("m-0",)]}
+    assert (batch.readings, batch.bytes, batch.packet_ids) == (7, 201, [7, 3, 9])
+
+
+def test_rejections_are_kept_as_far_as_the_flood_s_limit_goes_and_counted_beyond_it() -> None:
+    contents, clock = Contents(), Clock()
+    not_kept: Counter[str] = Counter()
+    flood = Flood(1, lambda reason, count: not_kept.update({reason: count}), clock)
+    rejections = decoded(0, rejections=60_000).rejections
+    contents.reject(rejections, flood)
+    contents.reject(rejections, flood)
+    assert len(contents.rejections) + contents.not_kept.total() == 120_000
+    assert 60_000 < len(contents.rejections) < 120_000
+    assert contents.not_kept == not_kept
+
+
+async def test_large_payloads_fill_a_batch_with_few_readings(batches: Batches) -> None:
+    session = Acknowledgements()
+    batch = deliver(batches, session, decoded(1), payload_bytes=BYTES_MAX)
+    assert await soon(batches) is batch
+    assert batches.bytes == BYTES_MAX  # it is in the writer's hands and still in memory
+    assert deliver(batches, session, decoded(1)) is not batch
 
 
 async def test_a_full_batch_is_due_at_once(batches: Batches) -> None:

@@ -8,6 +8,7 @@ import tempfile
 from collections.abc import AsyncIterator, Iterator
 from contextlib import asynccontextmanager
 from pathlib import Path
+from typing import Any
 from urllib.parse import urlsplit
 
 import asyncpg
@@ -18,6 +19,7 @@ from daemon import health
 from daemon import maintenance as maintenance_module
 from daemon.service import serve
 from daemon.settings import DaemonSettings
+from daemon.status import LastProblem
 from dev.books import parse_books
 from dev.broker import PrivateBroker
 from dev.postgres import PrivatePostgres
@@ -53,14 +55,14 @@ class Daemon:
     def __init__(self, port: int) -> None:
         self._port = port
 
-    async def get(self, path: str) -> Answer:
+    async def get(self, path: str, accept: str = "*/*") -> Answer:
         """One request."""
-        return await asyncio.to_thread(self._get, path)
+        return await asyncio.to_thread(self._get, path, accept)
 
-    def _get(self, path: str) -> Answer:
+    def _get(self, path: str, accept: str) -> Answer:
         connection = http.client.HTTPConnection("127.0.0.1", self._port, timeout=10)
         try:
-            connection.request("GET", path)
+            connection.request("GET", path, headers={"Accept": accept})
             answer = connection.getresponse()
             return Answer(answer.status, answer.headers["content-type"], answer.read().decode())
         finally:
@@ -86,12 +88,16 @@ class Daemon:
 
 
 @asynccontextmanager
-async def running(broker: PrivateBroker, database_url: str) -> AsyncIterator[Daemon]:
-    """A daemon for the time of the block, which must end in good order."""
+async def running(
+    broker: PrivateBroker, database_url: str, last_problem: LastProblem | None = None, **more: Any
+) -> AsyncIterator[Daemon]:
+    """A daemon for the time of the block, which must end in good order; `more` are further settings."""
     port = free_port()
-    settings = DaemonSettings(database_url=database_url, mqtt_url=broker.url, metrics_port=port, retention_days=0)
+    settings = DaemonSettings(
+        database_url=database_url, mqtt_url=broker.url, metrics_port=port, retention_days=0, **more
+    )
     stop = asyncio.Event()
-    serving = asyncio.create_task(serve(settings, stop))
+    serving = asyncio.create_task(serve(settings, last_problem or LastProblem(), stop))
     daemon = Daemon(port)
 
     async def listens() -> bool:
@@ -207,4 +213,4 @@ async def test_a_port_in_use_is_a_setting_to_be_corrected(broker: PrivateBroker,
     assert port is not None
     settings = DaemonSettings(database_url=database_url, mqtt_url=broker.url, metrics_port=port, retention_days=0)
     with pytest.raises(SettingsError, match=f"METRICS_HOST and METRICS_PORT are '127.0.0.1' and {port}"):
-        await serve(settings, asyncio.Event())
+        await serve(settings, LastProblem(), asyncio.Event())

@@ -1,17 +1,17 @@
 """What Prometheus reads: names with one prefix, and books that close in every scrape."""
 
 import random
+from collections import Counter
 
 import pytest
 from prometheus_client import generate_latest
 from prometheus_client.parser import text_string_to_metric_families
 
 from daemon.accounts import Accounts, Settlement
+from daemon.batch import Batches
 from daemon.metrics import Metrics
 from daemon.readings import REASONS
 from dev.books import parse_books
-from sql.rejections import Rejection
-from tests.test_rejections import AT
 
 
 def scrape(metrics: Metrics) -> str:
@@ -22,6 +22,13 @@ def value(metrics: Metrics, name: str, **labels: str) -> float | None:
     return metrics.registry.get_sample_value(f"fleetwatt_{name}", labels)
 
 
+class Nobody:
+    """A session that is told nothing in these tests."""
+
+    def acknowledge(self, packet_ids: list[int]) -> None:
+        raise AssertionError
+
+
 @pytest.fixture
 def accounts() -> Accounts:
     return Accounts()
@@ -30,10 +37,6 @@ def accounts() -> Accounts:
 @pytest.fixture
 def metrics(accounts: Accounts) -> Metrics:
     return Metrics(accounts, lambda: 1.5)
-
-
-def rejections(reasons: list[str]) -> list[Rejection]:
-    return [Rejection(AT, "meters/m1/reading", reason, "", b"") for reason in reasons]
 
 
 def test_every_name_has_the_prefix_of_fleetwatt_or_of_the_process(metrics: Metrics) -> None:
@@ -59,7 +62,7 @@ def test_the_books_close_in_every_scrape(metrics: Metrics, accounts: Accounts) -
                 kind = chance.choice(["meter", "vehicle"])
                 place = chance.choice([settlement.stored, settlement.duplicate, None])
                 if place is None:
-                    settlement.rejections += rejections([chance.choice(REASONS)])
+                    settlement.rejected[chance.choice(REASONS)] += 1
                 else:
                     place[kind] += 1
             accounts.settle(readings, settlement)
@@ -80,7 +83,7 @@ def test_a_reading_that_is_lost_from_sight_is_seen(metrics: Metrics, accounts: A
 
 def test_what_became_of_readings_is_told_by_kind_and_by_reason(metrics: Metrics, accounts: Accounts) -> None:
     accounts.receive(10)
-    settlement = Settlement(rejections=rejections(["conflict", "conflict", "too_old"]))
+    settlement = Settlement(rejected=Counter(conflict=2, too_old=1))
     settlement.stored.update(meter=3, vehicle=2)
     settlement.duplicate.update(meter=1)
     accounts.settle(9, settlement)
@@ -96,12 +99,26 @@ def test_what_became_of_readings_is_told_by_kind_and_by_reason(metrics: Metrics,
 
 
 def test_a_batch_tells_its_size_and_its_times(metrics: Metrics) -> None:
-    metrics.batch_settled(120, opened_at_s=10.0, started_at_s=10.5, committed_at_s=12.5)
+    batch = Batches(1000, 1.0, lambda: 10.0).open(Nobody())
+    batch.readings = 120
+    metrics.batch_settled(batch, started_at_s=10.5, committed_at_s=12.5)
     assert value(metrics, "batch_readings_sum") == 120
     assert value(metrics, "batch_store_seconds_sum") == 2
     assert value(metrics, "receipt_to_commit_seconds_sum") == 2.5
     assert value(metrics, "oldest_in_flight_seconds") == 1.5
     assert (value(metrics, "last_commit_timestamp_seconds") or 0) > 1.7e9
+
+
+def test_the_spool_tells_its_size_and_its_age(metrics: Metrics) -> None:
+    assert value(metrics, "spool_bytes") == 0
+    metrics.watch_spool(lambda: 4096, lambda: 12.5)
+    assert value(metrics, "spool_bytes") == 4096
+    assert value(metrics, "spool_oldest_seconds") == 12.5
+
+
+def test_rejections_of_a_flood_are_counted_by_reason(metrics: Metrics) -> None:
+    metrics.rejections_not_kept("too_old", 3)
+    assert value(metrics, "rejections_not_kept_total", reason="too_old") == 3
 
 
 def test_errors_are_counted_by_their_sqlstate(metrics: Metrics) -> None:

@@ -23,22 +23,28 @@ import structlog
 from mqtt5 import PublishPacket, QoS
 from structlog.testing import LogCapture
 
-from daemon import writer as writer_module
+from daemon import outage as outage_module
+from daemon import settle as settle_module
 from daemon.accounts import Accounts
-from daemon.batch import Batches
+from daemon.batch import Batch, Batches
 from daemon.metrics import Metrics
+from daemon.outage import Outage
 from daemon.readings import Rules
 from daemon.service import Intake
+from daemon.settle import Settler
+from daemon.spool import Spool
 from daemon.subscriber import Session
 from daemon.writer import Writer
+from dev.network import Network
 from dev.postgres import BINARIES
+from sql.flood import Flood
 from sql.pool import Pool, lease, open_pool
 from tests.flow.house import eventually
-from tests.proxy import Proxy
 
 NOON = datetime(2024, 5, 1, 12, tzinfo=UTC)
 KEEP_FOR_EVER = Rules(clock_ahead_max=timedelta(minutes=5), retention=None)
 ROWS_MAX = 500
+SPOOL_AFTER_S = 0.3
 
 Message = tuple[str, bytes]
 
@@ -70,18 +76,33 @@ class NotingSession:
 class Desk:
     """A writer at work, and all that is around it."""
 
-    def __init__(self, pool: Pool) -> None:
+    def __init__(self, pool: Pool, spool: Spool | None = None) -> None:
         self.accounts = Accounts()
         self.batches = Batches(ROWS_MAX, 0.005, time.monotonic)
         self.metrics = Metrics(self.accounts, self.batches.oldest_age_s)
         self.session = NotingSession()
         self.settled = 0
-        self.writer = Writer(pool, self.batches, self.accounts, self.metrics, self._count)
-        self._intake = Intake(KEEP_FOR_EVER, self.batches, self.accounts, 1_000_000)
+        self.outage = Outage()
+        self.flood = Flood(0, self.metrics.rejections_not_kept)
+        self.settler = Settler(pool, self.outage, self.flood, self.metrics)
+        self.writer = Writer(
+            self.batches,
+            self.settler,
+            self.outage,
+            self.accounts,
+            self._committed,
+            self._count,
+            spool,
+            SPOOL_AFTER_S,
+        )
+        self._intake = Intake(KEEP_FOR_EVER, self.batches, self.accounts, self.flood, 1_000_000)
         self.sent = 0
 
     def _count(self) -> None:
         self.settled += 1
+
+    def _committed(self, batch: Batch, started_at_s: float) -> None:
+        self.metrics.batch_settled(batch, started_at_s, time.monotonic())
 
     def deliver(self, *messages: Message, session: NotingSession | None = None) -> None:
         """What one read from the socket brought; the packet ids go on from 1."""
@@ -115,9 +136,9 @@ class Desk:
 
 
 @asynccontextmanager
-async def at_work(pool: Pool) -> AsyncIterator[Desk]:
+async def at_work(pool: Pool, spool: Spool | None = None) -> AsyncIterator[Desk]:
     """A desk whose writer runs for the time of the block; looks at the books all the while, and at the end."""
-    desk = Desk(pool)
+    desk = Desk(pool, spool)
     writing = asyncio.create_task(desk.writer.run(), name="writer")
     auditing = asyncio.create_task(_audit(desk.accounts), name="audit")
     try:
@@ -146,8 +167,8 @@ async def _audit(accounts: Accounts) -> None:
 @pytest.fixture(autouse=True)
 def impatient(monkeypatch: pytest.MonkeyPatch) -> None:
     """Outages of a test are short, so the waits between two tries are as well."""
-    monkeypatch.setattr(writer_module, "FIRST_RETRY_S", 0.01)
-    monkeypatch.setattr(writer_module, "LONGEST_RETRY_S", 0.05)
+    monkeypatch.setattr(settle_module, "FIRST_RETRY_S", 0.01)
+    monkeypatch.setattr(settle_module, "LONGEST_RETRY_S", 0.05)
 
 
 @pytest.fixture
@@ -157,7 +178,7 @@ def logged(monkeypatch: pytest.MonkeyPatch) -> list[Mapping[str, Any]]:
     logger = structlog.wrap_logger(
         None, processors=[capture], wrapper_class=structlog.make_filtering_bound_logger("debug")
     )
-    monkeypatch.setattr(writer_module, "log", logger)
+    monkeypatch.setattr(outage_module, "log", logger)
     return cast(list[Mapping[str, Any]], capture.entries)
 
 
@@ -275,7 +296,7 @@ async def test_a_commit_leaves_its_time(desk: Desk) -> None:
     before_s = time.monotonic()
     desk.deliver(meter("m1"))
     await desk.all_acknowledged()
-    assert before_s <= desk.writer.last_commit_at_s <= time.monotonic()
+    assert before_s <= desk.outage.last_commit_at_s <= time.monotonic()
 
 
 # Readings that are not new, and readings that cannot be stored.
@@ -540,17 +561,18 @@ async def test_connections_that_are_killed_while_writing_lose_and_double_nothing
 async def test_what_was_committed_counts_as_stored_when_the_answer_is_lost(
     database: asyncpg.Connection, database_url: str, way: str
 ) -> None:
-    async with Proxy(database_url) as proxy, open_pool(proxy.url, "test", 4) as pool, at_work(pool) as desk:
-        desk.deliver(meter("m0"))
-        await desk.all_acknowledged()
+    with Network(database_url) as network:
+        async with open_pool(network.url, "test", 4) as pool, at_work(pool) as desk:
+            desk.deliver(meter("m0"))
+            await desk.all_acknowledged()
 
-        proxy.lose_answer_to = b"COMMIT"
-        repeated = [meter("m0")] if way == "slow" else []
-        desk.deliver(*repeated, *(meter(f"m{n}") for n in range(1, 50)))
-        await desk.all_acknowledged()
+            network.lose_answer_to = b"COMMIT"
+            repeated = [meter("m0")] if way == "slow" else []
+            desk.deliver(*repeated, *(meter(f"m{n}") for n in range(1, 50)))
+            await desk.all_acknowledged()
 
-        assert proxy.answers_lost == 1
-        assert desk.books() == {"stored": 50} | ({"duplicate": 1} if repeated else {})
+            assert network.answers_lost == 1
+            assert desk.books() == {"stored": 50} | ({"duplicate": 1} if repeated else {})
     assert len(await devices(database)) == 50
 
 
@@ -580,7 +602,7 @@ async def test_a_database_whose_connections_are_all_taken_is_waited_for(
 async def test_a_table_that_is_locked_is_waited_for_beyond_the_time_of_one_try(
     desk: Desk, database: asyncpg.Connection, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(writer_module, "lease", functools.partial(lease, timeout_s=0.1))
+    monkeypatch.setattr(settle_module, "lease", functools.partial(lease, timeout_s=0.1))
     desk.deliver(meter("m1"))
     await desk.all_acknowledged()
     async with database.transaction():

@@ -1,0 +1,265 @@
+"""A database that stays away: readings go to the spool, are acknowledged, and from there to the table, once."""
+
+import asyncio
+import random
+from collections.abc import AsyncIterator, Iterator
+from contextlib import asynccontextmanager
+from pathlib import Path
+
+import asyncpg
+import pytest
+
+from daemon.batch import Contents
+from daemon.drain import Drain
+from daemon.settle import Settler
+from daemon.spool import Spool
+from dev.network import Network
+from sql.pool import Pool, open_pool
+from tests.flow.house import eventually
+from tests.test_writer import ROWS_MAX, Desk, at_work, end_sessions, meter, vehicle
+
+MEBIBYTE = 2**20
+
+
+@pytest.fixture(autouse=True)
+def impatient(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Outages of a test are short, so the waits between two tries are as well."""
+    for name, delay_s in {"daemon.settle.LONGEST_RETRY_S": 0.05, "daemon.drain.LONGEST_RETRY_S": 0.05}.items():
+        monkeypatch.setattr(name, delay_s)
+
+
+@pytest.fixture
+def spool(tmp_path: Path) -> Iterator[Spool]:
+    spool = Spool(str(tmp_path), 64 * MEBIBYTE)
+    yield spool
+    spool.close()
+
+
+@pytest.fixture
+def network(database_url: str) -> Iterator[Network]:
+    with Network(database_url) as network:
+        yield network
+
+
+@pytest.fixture
+async def far_pool(network: Network) -> AsyncIterator[Pool]:
+    """A pool whose way to the database can be cut."""
+    async with open_pool(network.url, "test", 6) as pool:
+        yield pool
+
+
+@asynccontextmanager
+async def draining(desk: Desk, pool: Pool, spool: Spool) -> AsyncIterator[None]:
+    """A drain at work for the time of the block, as in a daemon that was just started."""
+    settler = Settler(pool, desk.outage, desk.flood, desk.metrics)
+    drain = asyncio.create_task(Drain(spool, settler, desk.outage, pool, desk.accounts, ROWS_MAX).run())
+    try:
+        yield
+    finally:
+        drain.cancel()
+        await asyncio.wait([drain])
+
+
+async def emptied(spool: Spool) -> None:
+    """Wait until everything left the spool."""
+
+    async def is_empty() -> bool:
+        return bool(spool.readings == 0)
+
+    await eventually(is_empty, 20)
+
+
+async def stored(database: asyncpg.Connection) -> list[str]:
+    """The devices of all readings in the table."""
+    found = await database.fetch(
+        "SELECT meter_id AS id FROM meter_reading UNION ALL SELECT vehicle_id FROM vehicle_reading ORDER BY 1"
+    )
+    return [row["id"] for row in found]
+
+
+async def test_readings_are_acknowledged_from_the_spool_and_stored_when_the_database_is_back(
+    far_pool: Pool, network: Network, spool: Spool, database: asyncpg.Connection
+) -> None:
+    async with at_work(far_pool, spool) as desk, draining(desk, far_pool, spool):
+        desk.deliver(meter("m0"))
+        await desk.all_acknowledged()
+        network.down()
+        desk.deliver(meter("m1"), vehicle("v1"), ("meters/m2/reading", b"{"))
+        await desk.all_acknowledged()
+        desk.deliver(meter("m3"))  # this one goes to the spool without a try
+        await desk.all_acknowledged()
+        assert desk.accounts.spooled == spool.readings == 4
+        assert await stored(database) == ["m0"]
+        assert "REFUSED" in str(desk.outage.error).upper()
+        network.up()
+        await emptied(spool)
+        desk.deliver(meter("m4"))
+        await desk.all_acknowledged()
+        assert desk.outage.error is None
+    assert await stored(database) == ["m0", "m1", "m3", "m4", "v1"]
+    assert await database.fetchval("SELECT count(*) FROM rejection") == 1
+    assert desk.books() == {"stored": 5, "malformed_json": 1}
+    assert desk.accounts.spooled == 0
+
+
+async def test_a_short_absence_stays_with_the_broker(
+    pool: Pool, spool: Spool, database: asyncpg.Connection, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    async with at_work(pool, spool) as desk:
+        for number in range(20):
+            desk.deliver(*(meter(f"m{number}", minute) for minute in range(10)))
+            await end_sessions(database)
+            await desk.all_acknowledged()
+    assert spool.readings == 0
+    assert desk.books() == {"stored": 200}
+
+
+async def test_a_database_that_does_not_answer_is_away_as_well(far_pool: Pool, network: Network, spool: Spool) -> None:
+    async with at_work(far_pool, spool) as desk:
+        desk.deliver(meter("m0"))
+        await desk.all_acknowledged()
+        network.black_hole = True
+        desk.deliver(meter("m1"))
+        await desk.all_acknowledged()
+        assert spool.readings == 1
+        assert desk.outage.error == "the database does not answer"
+        network.black_hole = False
+
+
+async def test_a_table_that_is_locked_is_waited_for_in_the_spool(
+    pool: Pool, spool: Spool, database: asyncpg.Connection
+) -> None:
+    async with at_work(pool, spool) as desk:
+        async with database.transaction():
+            await database.execute("LOCK TABLE meter_reading")
+            desk.deliver(meter("m1"))
+            await desk.all_acknowledged()
+            assert spool.readings == 1
+        async with draining(desk, pool, spool):
+            await emptied(spool)
+    assert desk.books() == {"stored": 1}
+
+
+async def test_what_is_ours_to_mend_stops_the_flow_and_does_not_fill_the_spool(
+    pool: Pool, spool: Spool, database: asyncpg.Connection
+) -> None:
+    async with at_work(pool, spool) as desk:
+        await database.execute("ALTER TABLE meter_status RENAME TO elsewhere")
+        desk.deliver(meter("m1"))
+        await eventually(lambda: is_true(desk.outage.is_ours))
+        await asyncio.sleep(3 * 0.3)  # the spool's own patience, three times over
+        assert (spool.readings, desk.session.acknowledged) == (0, [])
+        await database.execute("ALTER TABLE elsewhere RENAME TO meter_status")
+        await desk.all_acknowledged()
+
+
+async def is_true(value: bool) -> bool:
+    return value
+
+
+async def test_a_full_spool_acknowledges_nothing_and_takes_more_when_there_is_room(
+    far_pool: Pool, network: Network, tmp_path: Path, database: asyncpg.Connection
+) -> None:
+    small, dice = Spool(str(tmp_path), MEBIBYTE), random.Random(1)
+    async with at_work(far_pool, small) as desk, draining(desk, far_pool, small):
+        network.down()
+        while desk.accounts.in_flight < 100:  # nothing is settled any more: the spool is full
+            noise = dice.randbytes(5000).hex().encode()
+            payload = b'{"kwhConsumedAc":1,"voltage":230,"timestamp":1700000000,"x":"%s"}' % noise
+            desk.deliver((f"meters/m{desk.sent}/reading", payload))
+            await asyncio.sleep(0.01)
+        assert small.readings > 50
+        assert desk.session.acknowledged == desk.all_sent[: small.readings]
+        network.up()
+        await desk.all_acknowledged()
+        await emptied(small)
+    assert len(await stored(database)) == desk.sent
+    assert desk.books() == {"stored": desk.sent}
+    small.close()
+
+
+async def test_live_readings_go_on_while_the_spool_is_drained(
+    pool: Pool, spool: Spool, database: asyncpg.Connection, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    async with at_work(pool, spool) as desk:
+        await fill(desk, spool, pool, database, batches=40)
+        before = desk.accounts.spooled
+        async with draining(desk, pool, spool):
+            await eventually(lambda: is_true(not desk.outage.is_lasting))
+            desk.deliver(meter("live"))
+            await desk.all_acknowledged()
+            assert await database.fetchval("SELECT count(*) FROM meter_status WHERE meter_id = 'live'") == 1
+            await emptied(spool)
+    assert before == 40 * 50
+    assert desk.books() == {"stored": 40 * 50 + 1}
+
+
+async def fill(desk: Desk, spool: Spool, pool: Pool, database: asyncpg.Connection, batches: int) -> None:
+    """Put readings into the spool while the table is locked."""
+    async with database.transaction():
+        await database.execute("LOCK TABLE meter_reading")
+        for number in range(batches):
+            desk.deliver(*(meter(f"m{number}", minute) for minute in range(50)))
+            await desk.all_acknowledged()
+
+
+async def test_a_late_reading_from_the_spool_does_not_turn_live_state_back(
+    pool: Pool, spool: Spool, database: asyncpg.Connection
+) -> None:
+    async with at_work(pool, spool) as desk:
+        async with database.transaction():
+            await database.execute("LOCK TABLE meter_reading")
+            desk.deliver(meter("m1", minute=1, kwh=1))
+            await desk.all_acknowledged()
+        desk.outage.stored()
+        desk.deliver(meter("m1", minute=2, kwh=2))
+        await desk.all_acknowledged()
+        async with draining(desk, pool, spool):
+            await emptied(spool)
+    assert await database.fetchval("SELECT kwh_consumed_ac FROM meter_status") == 2
+    assert await database.fetchval("SELECT count(*) FROM meter_reading") == 2
+
+
+async def test_what_was_stored_and_not_deleted_is_known_again_after_a_crash(
+    pool: Pool, tmp_path: Path, database: asyncpg.Connection
+) -> None:
+    """Killed between the commit and the deletion: the next process stores it all again, and nothing is there twice."""
+    first = Spool(str(tmp_path), 64 * MEBIBYTE)
+    contents: list[Contents] = []
+    async with at_work(pool, first) as desk:
+        async with database.transaction():
+            await database.execute("LOCK TABLE meter_reading")
+            bad = ("meters/bad/reading", b"{")
+            desk.deliver(meter("m1"), meter("m1", kwh=2), meter("m2"), meter("m2"), vehicle("v1"), bad, bad)
+            await desk.all_acknowledged()
+        spooled = await first.oldest(ROWS_MAX)
+        assert spooled is not None
+        contents.append(spooled.contents)
+        once = await Settler(pool, desk.outage, desk.flood, desk.metrics).settle(spooled.contents)
+    first.close()
+
+    second = Spool(str(tmp_path), 64 * MEBIBYTE)
+    async with at_work(pool, second) as desk:
+        desk.accounts.recover(second.readings)
+        async with draining(desk, pool, second):
+            await emptied(second)
+    second.close()
+    assert await stored(database) == ["m1", "m2", "v1"]
+    reasons = await database.fetch("SELECT reason, count(*) FROM rejection GROUP BY 1 ORDER BY 1")
+    assert [tuple(row) for row in reasons] == [("conflict", 1), ("malformed_json", 2)]
+    assert desk.books() == {"stored": 3, "duplicate": 1, "conflict": 1, "malformed_json": 2}
+    assert (once.stored.total(), once.duplicate.total(), once.rejected.total()) == (3, 1, 3)
+
+
+async def test_a_spool_that_breaks_is_only_as_bad_as_none(
+    pool: Pool, spool: Spool, tmp_path: Path, database: asyncpg.Connection
+) -> None:
+    async with at_work(pool, spool) as desk:
+        async with database.transaction():
+            await database.execute("LOCK TABLE meter_reading")
+            (tmp_path / "spool.sqlite3").unlink()
+            desk.deliver(meter("m1"))
+            await asyncio.sleep(1)
+            assert desk.session.acknowledged == []
+        await desk.all_acknowledged()
+    assert desk.books() == {"stored": 1}
