@@ -1,6 +1,7 @@
 """Around every request: its id, its line in the log, its metrics, and the bounds that hold for all of them."""
 
 import asyncio
+import re
 import time
 from collections.abc import Callable
 
@@ -8,7 +9,7 @@ import structlog
 from starlette.datastructures import MutableHeaders
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
-from api.errors import new_request_id, respond, respond_to_bug, unavailable
+from api.errors import ProblemError, new_request_id, respond, respond_to_bug, unavailable
 from api.metrics import Metrics
 from api.params import shown
 
@@ -20,8 +21,16 @@ SEND_TIMEOUT_S = 30.0
 """How long a client may take to read a piece of its answer."""
 QUIET_ROUTES = frozenset({"/livez", "/readyz", "/health", "/metrics"})
 """Asked by machines every few seconds: logged at the level debug."""
+LIVENESS = frozenset({"/livez", "/api/livez"})
+"""Answered also then: who is busy is alive."""
 HEADERS = {"x-content-type-options": "nosniff", "cache-control": "no-store", "referrer-policy": "no-referrer"}
 """Sent with every answer that does not say otherwise."""
+
+_THIS_MACHINE = re.compile(rb"(localhost|127(\.\d{1,3}){3}|\[::1\])(:\d*)?", re.IGNORECASE)
+ANOTHER_HOST = (
+    "Without tokens only this machine may ask, and only under the names localhost, 127.0.0.1 and [::1]; "
+    "set API_TOKENS_FILE to be asked under another name"
+)
 
 
 class SlowReaderError(Exception):
@@ -31,9 +40,18 @@ class SlowReaderError(Exception):
 class Access:
     """The outermost layer."""
 
-    def __init__(self, app: ASGIApp, metrics: Metrics, clock: Callable[[], float] = time.perf_counter) -> None:
+    def __init__(
+        self,
+        app: ASGIApp,
+        metrics: Metrics,
+        clock: Callable[[], float] = time.perf_counter,
+        *,
+        only_this_machine: bool = False,
+    ) -> None:
+        """`only_this_machine` where nobody needs a token: else a web page whose name leads here could ask."""
         self._app = app
         self._metrics = metrics
+        self._only_this_machine = only_this_machine
         self._clock = clock
         self._under_way = 0
 
@@ -56,9 +74,11 @@ class Access:
 
     async def _answer(self, scope: Scope, receive: Receive, seen: "_Seen") -> None:
         try:
-            if self._under_way > REQUESTS_MAX:
+            if self._under_way > REQUESTS_MAX and scope["path"] not in LIVENESS:
                 problem = unavailable("Too many requests are under way, send the request again")
                 await respond(problem, seen.request_id)(scope, receive, seen.send)
+            elif self._only_this_machine and not _names_this_machine(scope):
+                await respond(ProblemError(421, ANOTHER_HOST), seen.request_id)(scope, receive, seen.send)
             else:
                 await self._app(scope, receive, seen.send)
         except SlowReaderError:
@@ -84,6 +104,11 @@ class Access:
             token=scope["state"].get("token"),
             request_id=seen.request_id,
         )
+
+
+def _names_this_machine(scope: Scope) -> bool:
+    """Whether the header Host does; browsers always send it."""
+    return all(_THIS_MACHINE.fullmatch(value) for name, value in scope["headers"] if name == b"host")
 
 
 class _Seen:

@@ -131,7 +131,7 @@ _EXAMPLE = Performance(
     meters=[MeterShare("meter-0001", "interval", 24.0, 1440, _FROM, _TO)],
     flags=Flags(0, 0, 0, 0),
     status="ok",
-    reason="90.0 % of 24.0 kWh arrived in the battery, which is not below 85.0 %.",
+    reason="21.600 kWh DC of 24.000 kWh AC is an efficiency of 0.9, at least 0.85.",
     dc_kwh_unlinked=0.0,
     fleet_ac_share=None,
 )

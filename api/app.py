@@ -12,6 +12,7 @@ from starlette.middleware.cors import CORSMiddleware
 from starlette.requests import ClientDisconnect, Request
 from starlette.responses import Response
 from starlette.routing import Route
+from starlette.types import Receive, Scope, Send
 
 from api import bodies, params
 from api.access import Access
@@ -32,6 +33,7 @@ from api.openapi import document
 from api.routes import ALIAS, by_path
 from api.settings import ApiSettings
 from daemon.readings import ReceiptClock
+from sql.flood import Flood
 from sql.partitions import Days
 
 CLIENT_GONE = 499
@@ -56,6 +58,7 @@ def build_app(settings: ApiSettings) -> Starlette:
                 metrics=metrics,
                 clock=ReceiptClock(),
                 days=Days(),
+                flood=Flood(settings.rejections_per_s_max, metrics.rejections_not_kept),
                 openapi=msgspec.json.encode(document()),
             )
             metrics.watch(lambda: database.connections, lambda: database.fault is None)
@@ -63,7 +66,7 @@ def build_app(settings: ApiSettings) -> Starlette:
 
     app = Starlette(
         routes=_routes(),
-        middleware=[Middleware(Access, metrics=metrics), *_cors(settings)],
+        middleware=[Middleware(Access, metrics=metrics, only_this_machine=gate.is_open), *_cors(settings)],
         exception_handlers={HTTPException: on_http_exception, ProblemError: on_problem},
         lifespan=lifespan,
     )
@@ -121,9 +124,19 @@ class _Cors(CORSMiddleware):
     def preflight_response(self, request_headers: Any) -> Response:
         """The answer to OPTIONS."""
         found = super().preflight_response(request_headers)
-        if found.status_code < 400:
-            return found
-        return respond(ProblemError(403, str(bytes(found.body), "utf-8")), "preflight")
+        return found if found.status_code < 400 else _Refused(str(bytes(found.body), "utf-8"))
+
+
+class _Refused(Response):
+    """A preflight that is refused: a problem document under the id of its request."""
+
+    def __init__(self, detail: str) -> None:
+        super().__init__(status_code=403)
+        self._problem = ProblemError(403, detail)
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        """ASGI."""
+        await respond(self._problem, request_id_of(Request(scope)))(scope, receive, send)
 
 
 def _cors(settings: ApiSettings) -> list[Middleware]:

@@ -65,8 +65,6 @@ def parse(text: str) -> list[Token]:
         if not found:
             raise TokensError(f"line {number} is not of the form sha256:HEX ROLE NAME")
         tokens.append(Token(bytes.fromhex(found[1]), Role[found[2]], found[3]))
-    if not tokens:
-        raise TokensError("it holds no token; make one with: python -m api token --role admin")
     return tokens
 
 
@@ -81,6 +79,8 @@ class Gate:
         if self._path:
             try:
                 self._read(self._path)
+                if not self._tokens:  # later a file without a token is one whose last token was revoked
+                    raise TokensError("it holds no token; make one with: python -m api token --role admin")
             except (OSError, UnicodeDecodeError, TokensError) as error:
                 raise SettingsError(
                     f"API_TOKENS_FILE is {tokens_file!r}, which cannot be used ({error}); "

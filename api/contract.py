@@ -19,6 +19,7 @@ from api.metrics import Metrics
 from api.params import NoQuery
 from api.settings import ApiSettings
 from daemon.readings import ReceiptClock
+from sql.flood import Flood
 from sql.partitions import Days
 
 P = TypeVar("P")
@@ -42,6 +43,7 @@ class Sidecar(Struct, frozen=True):
     metrics: Metrics
     clock: ReceiptClock
     days: Days
+    flood: Flood
     openapi: bytes
     """The OpenAPI document."""
 
@@ -103,7 +105,7 @@ class Operation(Struct, frozen=True, kw_only=True):
     @property
     def problem_statuses(self) -> list[int]:
         """Every error status that this operation can answer with."""
-        statuses = {400, 422, 431, 500, 503, *self.problems}
+        statuses = {400, 421, 422, 431, 500, 503, *self.problems}
         if self.role:
             statuses |= {401, 403}
         if self.body or self.body_media:

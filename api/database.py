@@ -16,17 +16,20 @@ import structlog
 from api.errors import unavailable
 from sql.errors import SchemaError, Verdict, judge, sqlstate
 from sql.migrate import verify
-from sql.pool import WORK_TIMEOUT_S, Connection, Pool, lease, open_pool
+from sql.pool import WORK_TIMEOUT_S, Connection, Pool, connect, lease, open_pool
 
 log = structlog.get_logger("fleetwatt.api.database")
 
 CONNECTIONS_MAX = 10
+LONG_MAX = 5
+"""Of these, how many may be held for long. The others stay with those who are quick."""
 ACQUIRE_TIMEOUT_S = 2.0
 """How long a request waits for its turn. The watcher is faster where the database is away."""
 PROBE_INTERVAL_S = 0.5
 PROBE_TIMEOUT_S = 0.8
 
 AWAY = "The database is away; nothing was lost, send the request again"
+MANY = "Too many exports are under way, send the request again"
 BUSY = "The database is too busy at the moment, send the request again"
 SLOW = "The database took too long; ask for less, or send the request again"
 
@@ -40,6 +43,7 @@ class Database:
         self._url = url
         self._pool = pool
         self._under_way: set[asyncio.Timeout] = set()
+        self._long = 0
         self._probe_now = asyncio.Event()
         self._probed = asyncio.Event()
         self.fault: str | None = "the database was not asked yet"
@@ -80,6 +84,18 @@ class Database:
             log.warning("request without a database", error=str(error) or type(error).__name__, acquired=acquired)
             raise unavailable(self._why(error, acquired)) from error
 
+    @asynccontextmanager
+    async def long_connection(self, timeout_s: float) -> AsyncIterator[Connection]:
+        """A connection for what takes as long as its client likes; raises ProblemError 503 where there are many."""
+        if self._long >= LONG_MAX:
+            raise unavailable(MANY)
+        self._long += 1
+        try:
+            async with self.connection(timeout_s) as connection:
+                yield connection
+        finally:
+            self._long -= 1
+
     async def watch(self) -> None:
         """Ask for ever."""
         connection: asyncpg.Connection | None = None
@@ -104,7 +120,7 @@ class Database:
         try:
             async with asyncio.timeout(PROBE_TIMEOUT_S):
                 if connection is None:
-                    connection = await asyncpg.connect(
+                    connection = await connect(
                         self._url, timeout=PROBE_TIMEOUT_S, server_settings={"application_name": "fleetwatt-api-watch"}
                     )
                     await self._verify(connection)

@@ -27,7 +27,7 @@ RETRY_AFTER_S = 2
 TITLES: dict[int, tuple[str, str]] = {
     400: ("bad-request", "The request is not sound HTTP"),
     401: ("unauthorized", "A token is needed"),
-    403: ("forbidden", "The token's role is not enough"),
+    403: ("forbidden", "This is not allowed"),
     404: ("not-found", "There is no such thing"),
     405: ("method-not-allowed", "The method is not allowed here"),
     408: ("request-timeout", "The request came too slowly"),
@@ -35,6 +35,7 @@ TITLES: dict[int, tuple[str, str]] = {
     410: ("gone", "It was there and is not any more"),
     413: ("content-too-large", "The body is too large"),
     415: ("unsupported-media-type", "The body is of another media type"),
+    421: ("misdirected", "The request was meant for another host"),
     422: ("invalid", "The request is not valid"),
     431: ("header-fields-too-large", "The head of the request is too large"),
     500: ("internal", "Something is wrong on our side"),

@@ -65,6 +65,9 @@ class Export(Response):
         try:
             async with aclosing(self._pieces):
                 await send({"type": "http.response.start", "status": 200, "headers": self.raw_headers})
+                if scope["method"] == "HEAD":
+                    await send({"type": "http.response.body", "body": b"", "more_body": False})
+                    return
                 await send({"type": "http.response.body", "body": self._first, "more_body": True})
                 async for piece in self._pieces:
                     if gone.done():
@@ -85,7 +88,7 @@ async def _pieces(
 ) -> AsyncGenerator[bytes, None]:
     """The file. Its first piece comes once the database has answered."""
     write = _write_csv if file_format == "csv" else _write_ndjson
-    async with database.connection(EXPORT_TIMEOUT_S) as connection:
+    async with database.long_connection(EXPORT_TIMEOUT_S) as connection:
         readings = stream_readings(connection, kind, device_id, start, end)
         async with aclosing(readings) as chunks:
             first: Sequence[Reading] = await anext(chunks, [])

@@ -135,14 +135,17 @@ class Intake:
         batch, self._batch = self._batch, self._new_batch()
         if not batch.items:
             return
-        settled = await _store(self._sidecar, batch)
-        self.tally.add(settled)
-        for result, count in (
-            ("stored", settled.stored),
-            ("duplicate", settled.duplicate),
-            ("rejected", settled.rejected),
-        ):
-            self._sidecar.metrics.readings(result, count)
+        settled = Tally()
+        try:
+            await _store(self._sidecar, batch, settled)
+        finally:  # what was committed before a failure is told too
+            self.tally.add(settled)
+            for result, count in (
+                ("stored", settled.stored),
+                ("duplicate", settled.duplicate),
+                ("rejected", settled.rejected),
+            ):
+                self._sidecar.metrics.readings(result, count)
 
     def _new_batch(self) -> Batch:
         # Each batch has a time of receipt of its own, by which the store tells its rows from anybody else's.
@@ -188,8 +191,9 @@ def _with_report(error: ProblemError, tally: Tally) -> ProblemError:
     return ProblemError(error.status, error.detail, error.headers, **{"report": report, **error.members})
 
 
-async def _store(sidecar: Sidecar, batch: Batch) -> Tally:
-    tally = Tally(errors=[_shown(index, rejection) for index, rejection in batch.rejections])
+async def _store(sidecar: Sidecar, batch: Batch, tally: Tally) -> None:
+    """Commit a batch, one kind after the other, then its rejections; `tally` has what is committed, at any moment."""
+    errors = [_shown(index, rejection) for index, rejection in batch.rejections]
     bad = [rejection for _, rejection in batch.rejections]
     async with sidecar.database.connection() as connection:
         for kind, rows in batch.rows.items():
@@ -197,11 +201,10 @@ async def _store(sidecar: Sidecar, batch: Batch) -> Tally:
                 *_, received_at, payload = row
                 rejection = Rejection(received_at, topic_of(kind, row[0]), reason, detail, payload)
                 bad.append(rejection)
-                tally.errors.append(_shown(batch.index_of(row), rejection))
-        if bad:
-            await rejections.insert(connection, bad)
-    tally.rejected = len(bad)
-    return tally
+                errors.append(_shown(batch.index_of(row), rejection))
+        if kept := sidecar.flood.keep(bad):
+            await rejections.insert(connection, kept)
+    tally.rejected, tally.errors = len(bad), errors
 
 
 async def _store_kind_patiently(

@@ -85,7 +85,7 @@ def _get(kind: Kind) -> Handler:
         async with call.sidecar.database.connection() as connection:
             status = await devices.get_status(connection, kind, call.path.id)
         if status is None:
-            raise _unknown(kind, call.path.id)
+            raise unknown(kind, call.path.id)
         return answer(status)
 
     return get_device
@@ -114,7 +114,7 @@ async def _page(call: Call[DeviceOnPath, ReadingsWindow, None], kind: Kind, star
         found = await devices.list_readings(connection, kind, call.path.id, start, end, after=after, limit=limit + 1)
         is_known = found or await devices.get_status(connection, kind, call.path.id)
     if not is_known:
-        raise _unknown(kind, call.path.id)
+        raise unknown(kind, call.path.id)
     items = list(found[:limit])
     following = (items[-1].ts - _EPOCH) // timedelta(microseconds=1) if len(found) > limit else None
     return answer(Page(items, None if following is None else str(following)), headers={"Vary": "Accept"})
@@ -124,10 +124,11 @@ async def _check_known(call: Call[DeviceOnPath, ReadingsWindow, None], kind: Kin
     async with call.sidecar.database.connection() as connection:
         status = await devices.get_status(connection, kind, call.path.id)
     if status is None:
-        raise _unknown(kind, call.path.id)
+        raise unknown(kind, call.path.id)
 
 
-def _unknown(kind: Kind, device_id: str) -> ProblemError:
+def unknown(kind: Kind, device_id: str) -> ProblemError:
+    """404 for a device without a reading."""
     return ProblemError(404, f"Nobody knows the {kind.name} {device_id}: it has sent no reading")
 
 

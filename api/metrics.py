@@ -37,6 +37,9 @@ class Metrics:
         )
         self._cache = self._counter("http_cache_total", "Analytics asked for, by what the cache did", "result")
         self._readings = self._counter("http_readings_total", "Readings that came over HTTP", "result")
+        self._rejections_not_kept = self._counter(
+            "http_rejections_not_kept_total", "Rejected readings of a flood, which were counted and not kept", "reason"
+        )
 
     def answered(self, method: str, route: str, status: int, seconds: float) -> None:
         """A request was answered. `route` is the template and not the path, or there would be a series per device."""
@@ -51,6 +54,10 @@ class Metrics:
     def readings(self, result: str, count: int) -> None:
         """Readings were settled: `stored`, `duplicate` or `rejected`."""
         self._readings.labels(result).inc(count)
+
+    def rejections_not_kept(self, reason: str, count: int) -> None:
+        """That many rejections of a flood were counted only."""
+        self._rejections_not_kept.labels(reason).inc(count)
 
     def watch(self, connections: Callable[[], dict[str, int]], is_up: Callable[[], bool]) -> None:
         """Report the pool and the watcher's verdict in each scrape."""

@@ -26,6 +26,7 @@ _DETAILS = {
     410: "vehicle-0001 has no open link any more; GET /v1/links?vehicleId=vehicle-0001 lists those that have ended",
     413: "The body is too large; allowed: 67108864 bytes",
     415: "Content-Type is 'text/plain'; allowed: application/json",
+    421: "Without tokens only this machine may ask, and only under the names localhost, 127.0.0.1 and [::1]",
     422: "`limit` is '0'; allowed: a whole number from 1 to 1000",
     431: "The head of the request is too large; allowed: 16384 bytes",
     500: f"Something went wrong here; the log has it under the request id {_ID}",

@@ -137,7 +137,7 @@ def _build(struct: type[T], values: Mapping[str, Any], where: str, faults: list[
     found = {}
     for info in msgspec.structs.fields(struct):
         name = info.encode_name
-        if name in values and not (where == "body" and values[name] is None and not info.required):
+        if name in values and not (where == "body" and values[name] is None and info.default is None):
             try:
                 found[info.name] = _convert(values[name], types[name], where)
             except (msgspec.ValidationError, ValueError):
@@ -154,7 +154,15 @@ def _convert(value: Any, annotation: Any, where: str) -> Any:
     base = get_args(annotation)[0] if get_origin(annotation) is Annotated else annotation
     if base is datetime:
         return _instant(value)
+    value = _whole(value) if where == "body" else value
     return msgspec.convert(value, annotation, strict=where == "body" or base is not int)
+
+
+def _whole(value: Any) -> Any:
+    """2.0 as 2: to a JSON Schema, and to a client whose numbers are all floats, it is an integer."""
+    if isinstance(value, list):
+        return [_whole(element) for element in value]
+    return int(value) if isinstance(value, float) and value.is_integer() else value
 
 
 def _instant(value: Any) -> datetime:

@@ -1,14 +1,16 @@
 """Every route there is. Starlette's routes and the OpenAPI document both come from this table."""
 
-from api import analytics, devices, docs, health, ingest, links, live
+from api import analytics, completeness, devices, docs, health, ingest, links, live, rejections
 from api.contract import Operation
 
 OPERATIONS: tuple[Operation, ...] = (
     *analytics.OPERATIONS,
     *links.OPERATIONS,
     *live.OPERATIONS,
+    *completeness.OPERATIONS,
     *devices.OPERATIONS,
     *ingest.OPERATIONS,
+    *rejections.OPERATIONS,
     *health.OPERATIONS,
     *docs.OPERATIONS,
 )

@@ -29,6 +29,9 @@ class ApiSettings(DatabaseSettings, frozen=True, kw_only=True):
     analytics_cache_ttl_s: Annotated[float, Meta(ge=0, le=3600, description="seconds, from 0 to 3600")] = 10
     low_efficiency: Annotated[float, Meta(gt=0, le=1, description="a ratio above 0 and up to 1")] = 0.85
     power_max_kw: Annotated[float, Meta(gt=0, le=100_000, description="kilowatts, above 0 and up to 100000")] = 500
+    rejections_per_s_max: Annotated[
+        float, Meta(ge=0, le=100_000, description="rejections a second, from 0 (keep all) to 100000")
+    ] = 20
     retention_days: Annotated[
         int, Meta(ge=0, le=36500, description="a whole number from 0 (keep for ever) to 36500")
     ] = 400

@@ -1,4 +1,4 @@
-"""What the history needs now and then: its schema checked, partitions made ahead, expired ones dropped."""
+"""What the tables need now and then: the schema checked, partitions made ahead, what has expired dropped and purged."""
 
 import asyncio
 from datetime import UTC, date, datetime, timedelta
@@ -8,6 +8,7 @@ import structlog
 
 from daemon.backoff import Backoff
 from daemon.metrics import Metrics
+from sql import rejections
 from sql.errors import SchemaError, sqlstate
 from sql.migrate import verify
 from sql.partitions import HISTORY_TABLES, Days, drop_before
@@ -20,14 +21,18 @@ DAYS_AHEAD = 7
 """A daemon that cannot do its maintenance for a week still finds its partitions ready."""
 FIRST_RETRY_S = 0.5
 LONGEST_RETRY_S = 10.0
+PURGE_ROWS_MAX = 10_000
+"""Rejections that are deleted in one transaction."""
 
 
 class Maintenance:
     """Does its round at the start and every hour; a round that fails is tried again sooner."""
 
-    def __init__(self, pool: Pool, retention_days: int, metrics: Metrics) -> None:
+    def __init__(self, pool: Pool, retention_days: int, metrics: Metrics, rejection_retention_days: int) -> None:
+        """Both retentions: 0 keeps for ever."""
         self._pool = pool
         self._retention_days = retention_days
+        self._rejection_retention_days = rejection_retention_days
         self._metrics = metrics
         self.schema_fault: str | None = "the schema was not checked yet"
         """What is wrong with the schema, or None."""
@@ -40,6 +45,7 @@ class Maintenance:
             try:
                 async with lease(self._pool) as connection:
                     await self._round(connection)
+                await self._purge()
             except (SchemaError, asyncpg.PostgresError, asyncpg.InterfaceError, OSError) as error:
                 text = str(error) or type(error).__name__
                 if text != said:
@@ -70,6 +76,20 @@ class Maintenance:
         self._metrics.partitions_dropped.inc(len(dropped))
         if dropped:
             log.info("dropped history that is past its retention", table=table, partitions=dropped)
+
+    async def _purge(self) -> None:
+        """Delete rejections that are past their retention, each slice on a lease of its own: there may be many."""
+        if not self._rejection_retention_days:
+            return
+        before = datetime.now(UTC) - timedelta(days=self._rejection_retention_days)
+        purged, slice_rows = 0, PURGE_ROWS_MAX
+        while slice_rows == PURGE_ROWS_MAX:
+            async with lease(self._pool) as connection:
+                slice_rows = await rejections.purge(connection, before, PURGE_ROWS_MAX)
+            self._metrics.rejections_purged.inc(slice_rows)
+            purged += slice_rows
+        if purged:
+            log.info("purged rejections that are past their retention", rejections=purged)
 
 
 def days_ahead(today: date) -> list[date]:

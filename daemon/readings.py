@@ -19,7 +19,7 @@ from typing import Annotated, Any, Literal, NoReturn, TypeAlias, get_args
 import msgspec
 from msgspec import Meta, Struct, field
 
-from sql.rejections import Rejection
+from sql.rejections import Kept, Rejection
 from sql.store import METER, VEHICLE, Kind, Row
 
 PAYLOAD_BYTES_MAX = 1024 * 1024
@@ -170,7 +170,30 @@ class LateReceipt(Receipt):
 
     def time_of_measurement(self) -> datetime:
         """Refuses: the time of receipt would be a lie."""
-        raise _Refused("bad_timestamp", "`timestamp` is missing in a retained message, of which nobody knows the time")
+        _refuse_unknown_time()
+
+
+class PastReceipt(Receipt):
+    """The receipt of a message that is decoded again later: received then, believed by the clock of now."""
+
+    __slots__ = ("_is_late",)
+
+    def __init__(self, rules: Rules, now: datetime, at: datetime, clock: ReceiptClock, *, is_late: bool) -> None:
+        """`at` is the time of receipt; `clock` gives those of readings that have none; `is_late` as in LateReceipt."""
+        self._clock = clock
+        self._is_late = is_late
+        self.at = at
+        self.latest = max(now, at) + rules.clock_ahead_max
+        self.earliest = max(EARLIEST, now - rules.retention) if rules.retention else EARLIEST
+
+    def time_of_measurement(self) -> datetime:
+        """When it was received, unless nobody knows since when it had been retained."""
+        if self._is_late:
+            _refuse_unknown_time()
+        ts = self._clock.now()
+        if ts < self.earliest:
+            _refuse_time(ts, self)
+        return ts
 
 
 class Decoded(Struct, gc=False):
@@ -234,6 +257,23 @@ def decode_item(item: bytes, receipt: Receipt) -> Decoded:
         return Decoded(None, (), (Rejection(receipt.at, topic, refused.reason, refused.detail, item),))
 
 
+def decode_again(kept: Kept, rules: Rules, now: datetime) -> Decoded:
+    """Decode what was rejected, which was received then and is judged by the clock of now.
+
+    A reading without a time gets that of its receipt, moved by up to a second or so: by its id, so that it is the same
+    at each replay and another one than that of its neighbours.
+    """
+    rejected = kept.rejection
+    moved = timedelta(microseconds=kept.id % 1_000_000)
+    # The reason is kept and the flag `retained` is not; no other message without a time has this reason.
+    is_late = rejected.reason == "bad_timestamp"
+    clock = ReceiptClock(lambda: rejected.received_at + moved)
+    receipt = PastReceipt(rules, now, rejected.received_at, clock, is_late=is_late)
+    if rejected.topic == NO_TOPIC:
+        return decode_item(rejected.payload, receipt)
+    return decode(rejected.topic, rejected.payload, receipt)
+
+
 def _strict_item(item: bytes) -> tuple[Form, Reading] | None:
     """The reading where its kind is plain to see and the strict decoder takes it; else the lenient way decides."""
     seen = [form for form in FORMS.values() if all(mark in item for mark in form.marks)]
@@ -276,10 +316,12 @@ def _parse_topic(topic: str) -> tuple[Form, str]:
     if form is None or len(parts) != 3 or parts[2] != "reading":
         raise _Refused(
             "bad_topic",
-            f"the topic is {topic!a}; allowed: meters/{{meterId}}/reading or vehicles/{{vehicleId}}/reading",
+            f"the topic is {_shown(topic)}; allowed: meters/{{meterId}}/reading or vehicles/{{vehicleId}}/reading",
         )
     if not _ID.fullmatch(parts[1]):
-        raise _Refused("bad_id", f"the id in the topic is {parts[1]!a}; allowed: 1 to 64 of A-Z a-z 0-9 . _ : -")
+        raise _Refused(
+            "bad_id", f"the id in the topic is {_shown(parts[1])}; allowed: 1 to 64 of A-Z a-z 0-9 . _ : -"
+        )
     return form, parts[1]
 
 
@@ -311,6 +353,10 @@ def _refuse_id(form: Form, device: str, found: str) -> NoReturn:
     if not _ID.fullmatch(found):
         raise _Refused("bad_id", f"`{form.id_key}` is {_shown(found)}; allowed: 1 to 64 of A-Z a-z 0-9 . _ : -")
     raise _Refused("id_mismatch", f"`{form.id_key}` is {_shown(found)}, but the topic says {device!a}")
+
+
+def _refuse_unknown_time() -> NoReturn:
+    raise _Refused("bad_timestamp", "`timestamp` is missing in a retained message, of which nobody knows the time")
 
 
 def _refuse_time(ts: datetime, receipt: Receipt) -> NoReturn:

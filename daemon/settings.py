@@ -56,7 +56,7 @@ class DaemonSettings(DatabaseSettings, frozen=True, kw_only=True):
         self._check_tls()
         if self.mqtt_share_group and self.mqtt_client_id == "fleetwatt":
             raise SettingsError(
-                f"MQTT_CLIENT_ID is 'fleetwatt' while MQTT_SHARE_GROUP is {self.mqtt_share_group!r}; "
+                "MQTT_CLIENT_ID is 'fleetwatt' while MQTT_SHARE_GROUP is set; "
                 "allowed: an id of its own for each daemon of the group, since each keeps a session"
             )
 

@@ -41,18 +41,20 @@ SETTINGS = {
 class PrivatePostgres:
     """A database server with its data in a folder; the data outlive it."""
 
-    def __init__(self, folder: Path, settings: Mapping[str, str] | None = None) -> None:
-        """`settings` replace or add to those above."""
+    def __init__(self, folder: Path, settings: Mapping[str, str] | None = None, wal_folder: Path | None = None) -> None:
+        """`settings` replace or add to those above; `wal_folder` is an empty folder of the server's account."""
         self.port = free_port()
         self._folder = folder
         self._data = folder / "data"
         self._password_file = folder / "password"
-        self._account = _nobody() if is_root() else None
+        self._wal_folder = wal_folder
+        self.account = _nobody() if is_root() else None
+        """The user and the group id that it runs as, where they are not our own."""
         options = {**SETTINGS, **(settings or {}), "port": str(self.port)}
         command = [str(BINARIES / "postgres"), "-D", str(self._data)]
         command += [word for name, value in options.items() for word in ("-c", f"{name}={value}")]
         folder.mkdir(parents=True, exist_ok=True)
-        self.process = Child("postgres", command, folder, account=self._account, stop_signal=signal.SIGINT)
+        self.process = Child("postgres", command, folder, account=self.account, stop_signal=signal.SIGINT)
 
     def url(self, database: str) -> str:
         """The connection URL of a database on this server."""
@@ -60,7 +62,7 @@ class PrivatePostgres:
 
     def start(self) -> None:
         """Make the data folder where it is missing, start the server and wait until it answers."""
-        if self._account:
+        if self.account:
             _open_path(self._folder)
             _open_path(BINARIES)
         if not (self._data / "PG_VERSION").exists():
@@ -88,12 +90,13 @@ class PrivatePostgres:
         unfinished = self._folder / "data.new"
         shutil.rmtree(unfinished, ignore_errors=True)
         unfinished.mkdir(mode=0o700)
-        if self._account:
+        if self.account:
             for path in (unfinished, given):
-                _give_away(path, self._account)
+                _give_away(path, self.account)
         command = [str(BINARIES / "initdb"), "-D", str(unfinished), "-U", "postgres", "--encoding=UTF8", "--locale=C"]
         command += ["--auth=scram-sha-256", f"--pwfile={given}"]
-        user, group = self._account or (None, None)
+        command += [f"--waldir={self._wal_folder}"] if self._wal_folder else []
+        user, group = self.account or (None, None)
         done = subprocess.run(
             command, capture_output=True, text=True, user=user, group=group, cwd=self._folder, check=False
         )

@@ -164,6 +164,8 @@ def _looks_like(values: Sequence[float]) -> EnergyMode | None:
     falls = [(before, before + step) for before, step in steps if step < 0]
     if min(len(falls), len(rises)) >= len(steps) / 4:
         return "interval" if max(values) <= 10 * max(rises) else None
+    if not rises:
+        return None
     if not falls and values[0] > 10 * max(rises):
         return "register"
     # A register that was reset falls once. What falls twice, each time from many steps to less than one, restarts.

@@ -54,8 +54,3 @@ def judge(error: BaseException) -> Verdict:
 def sqlstate(error: BaseException) -> str:
     """The five characters of SQLSTATE, or the name of the exception for an error that has none."""
     return getattr(error, "sqlstate", None) or type(error).__name__
-
-
-def is_read_only(error: BaseException) -> bool:
-    """True where the server was demoted: a connection to it never gets better, so it must be thrown away."""
-    return sqlstate(error) == _READ_ONLY

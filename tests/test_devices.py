@@ -129,6 +129,7 @@ LOOKS: list[tuple[str, list[float], EnergyMode | None]] = [
     ("a value that stands still", [4711.0] * 500, None),
     ("zeros", [0.0] * 500, None),
     ("too few steps", REGISTER[25:45], None),
+    ("a value that only falls", REGISTER[::-1], None),
 ]
 
 

@@ -110,6 +110,21 @@ def test_on_the_console_a_record_is_a_line_without_colours_where_no_terminal_is(
     assert "\x1b" not in line
 
 
+@pytest.mark.parametrize("library", [False, True])
+def test_on_the_console_nothing_that_is_quoted_begins_a_line_or_moves_the_cursor(
+    capsys: pytest.CaptureFixture[str], library: bool
+) -> None:
+    logs.configure("console", "info")
+    hostile = "a\n2026-01-01T00:00:00Z [error] forged\r\x1b[2J\u202e"
+    if library:
+        logging.getLogger("library").error("got %s", hostile)
+    else:
+        structlog.get_logger("test").error(hostile, topic=hostile)
+    (line,) = capsys.readouterr().err.splitlines()
+    assert r"a\n2026-01-01T00:00:00Z [error] forged\r\x1b[2J\u202e" in line
+    assert line.isprintable()
+
+
 def test_configuring_twice_does_not_log_twice(capsys: pytest.CaptureFixture[str]) -> None:
     logs.configure("console", "info")
     logs.configure("json", "info")

@@ -15,10 +15,11 @@ from daemon.accounts import Accounts
 from daemon.maintenance import DAYS_AHEAD, Maintenance, days_ahead, first_day_kept
 from daemon.metrics import Metrics
 from dev.postgres import PrivatePostgres
-from sql import partitions
+from sql import partitions, rejections
 from sql.migrate import migrate
 from sql.partitions import HISTORY_TABLES, Days, list_days
 from sql.pool import Pool, open_pool
+from sql.rejections import Rejection
 from tests.flow.house import eventually
 
 RETENTION_DAYS = 30
@@ -43,9 +44,11 @@ def own_postgres() -> Iterator[PrivatePostgres]:
 
 
 @asynccontextmanager
-async def at_work(pool: Pool, retention_days: int = RETENTION_DAYS) -> AsyncIterator[tuple[Maintenance, Metrics]]:
+async def at_work(
+    pool: Pool, retention_days: int = RETENTION_DAYS, rejection_retention_days: int = 0
+) -> AsyncIterator[tuple[Maintenance, Metrics]]:
     metrics = Metrics(Accounts(), lambda: 0.0)
-    maintenance = Maintenance(pool, retention_days, metrics)
+    maintenance = Maintenance(pool, retention_days, metrics, rejection_retention_days)
     running = asyncio.create_task(maintenance.run(), name="maintenance")
     try:
         yield maintenance, metrics
@@ -95,6 +98,66 @@ async def test_without_retention_everything_is_kept(pool: Pool, database: asyncp
     async with at_work(pool, retention_days=0):
         await eventually(done)
     assert await days_of(database, "meter_reading") == ahead() | {old}
+
+
+async def keep_rejections(connection: asyncpg.Connection, ages: list[timedelta]) -> None:
+    now = datetime.now(UTC)
+    await rejections.insert(connection, [Rejection(now - age, "meters/m1/reading", "too_old", "", b"") for age in ages])
+
+
+async def test_rejections_that_are_past_their_retention_are_purged_slice_by_slice(
+    pool: Pool, database: asyncpg.Connection, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(maintenance_module, "PURGE_ROWS_MAX", 10)
+    day = timedelta(days=1)
+    await keep_rejections(database, [90 * day + n * timedelta(seconds=1) for n in range(35)] + [89 * day] * 3)
+
+    async def done() -> bool:
+        return bool(await database.fetchval("SELECT count(*) = 3 FROM rejection"))
+
+    async with at_work(pool, rejection_retention_days=90) as (_, metrics):
+        await eventually(done)
+        await keep_rejections(database, [100 * day])
+        await eventually(done)
+        assert metrics.registry.get_sample_value("fleetwatt_rejections_purged_total") == 36
+
+
+async def test_without_a_retention_of_their_own_rejections_are_kept(pool: Pool, database: asyncpg.Connection) -> None:
+    await keep_rejections(database, [timedelta(days=10_000)])
+
+    async def done() -> bool:
+        return await days_of(database, "vehicle_reading") == ahead()
+
+    async with at_work(pool):
+        for _ in range(2):
+            await eventually(done)
+            await database.execute(f"DROP TABLE vehicle_reading_{max(ahead()):%Y%m%d}")
+    assert await database.fetchval("SELECT count(*) FROM rejection") == 1
+
+
+async def test_a_purge_that_meets_a_lock_is_done_later(
+    pool: Pool, database: asyncpg.Connection, database_url: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(rejections, "PURGE_LOCK_TIMEOUT", "50ms")
+    await keep_rejections(database, [timedelta(days=100 + n) for n in range(3)])
+
+    async def made() -> bool:
+        return await days_of(database, "vehicle_reading") == ahead()
+
+    async def purged() -> bool:
+        return not await database.fetchval("SELECT count(*) FROM rejection")
+
+    replaying = await asyncpg.connect(database_url)
+    async with at_work(pool, rejection_retention_days=90) as (maintenance, _):
+        async with replaying.transaction():
+            await replaying.execute("DELETE FROM rejection WHERE id = (SELECT min(id) FROM rejection)")
+            for _ in range(2):
+                await eventually(made)
+                await database.execute(f"DROP TABLE vehicle_reading_{max(ahead()):%Y%m%d}")
+            assert not await purged()
+            assert maintenance.schema_fault is None
+        await eventually(purged)
+    await replaying.close()
 
 
 async def test_rounds_go_on(pool: Pool, database: asyncpg.Connection) -> None:

@@ -5,16 +5,17 @@ import os
 import signal
 import time
 from collections.abc import AsyncIterator, Awaitable, Callable
+from urllib.parse import urlsplit
 
 import asyncpg
 import pytest
 
+from dev.network import Network
 from dev.processes import free_port
 from sql import pool as pool_module
 from sql.errors import Verdict, judge
-from sql.pool import Connection, Pool, lease, open_pool
+from sql.pool import LIMITS, Connection, Pool, lease, open_pool
 from tests.flow.house import eventually
-from tests.proxy import Proxy
 
 INSERT = "INSERT INTO meter_status VALUES ('m1', now(), 1, 230, now())"
 
@@ -54,6 +55,22 @@ async def test_a_connection_carries_its_name_and_speaks_utc(one: Pool) -> None:
         assert await connection.fetchval("SHOW timezone") == "UTC"
 
 
+async def test_the_server_ends_what_nobody_is_left_to_end(one: Pool) -> None:
+    """A transaction whose connection died would keep its locks for hours."""
+    async with lease(one) as connection:
+        limits = [await connection.fetchval("SELECT current_setting($1)", name) for name in LIMITS]
+    assert limits == list(LIMITS.values())
+
+
+async def test_limits_that_a_role_was_given_are_not_those_of_the_pool(
+    one: Pool, database: asyncpg.Connection, database_url: str
+) -> None:
+    name = urlsplit(database_url).path.removeprefix("/")
+    await database.execute(f"ALTER DATABASE {name} SET statement_timeout = '1ms'")
+    async with lease(one) as connection:
+        await connection.execute("SELECT pg_sleep(0.1)")
+
+
 async def test_a_good_connection_is_used_again(one: Pool) -> None:
     assert await server_pid(one) == await server_pid(one)
 
@@ -68,12 +85,8 @@ async def divide_by_zero_in_a_transaction(connection: Connection) -> None:
         await connection.execute("SELECT 1 / 0")
 
 
-async def read_a_missing_table(connection: Connection) -> None:
-    await connection.execute("TABLE no_such_table")
-
-
-@pytest.mark.parametrize("work", [repeat_a_key, divide_by_zero_in_a_transaction, read_a_missing_table])
-async def test_an_ordinary_error_keeps_the_connection(one: Pool, work: Callable[[Connection], Awaitable[None]]) -> None:
+@pytest.mark.parametrize("work", [repeat_a_key, divide_by_zero_in_a_transaction])
+async def test_a_row_s_fault_keeps_the_connection(one: Pool, work: Callable[[Connection], Awaitable[None]]) -> None:
     before = await server_pid(one)
     with pytest.raises(asyncpg.PostgresError):
         async with lease(one) as connection:
@@ -108,6 +121,18 @@ async def write_where_that_is_forbidden(pool: Pool) -> None:
         await connection.execute(INSERT)
 
 
+async def run_out_of_the_time_that_the_session_was_given(pool: Pool) -> None:
+    async with lease(pool) as connection:
+        await connection.execute("SET statement_timeout = '1ms'")  # as a role's defaults would have it
+        await connection.execute("SELECT pg_sleep(30)")
+
+
+async def read_a_missing_table(pool: Pool) -> None:
+    async with lease(pool) as connection:
+        await connection.execute("SET search_path = nowhere")
+        await connection.execute("TABLE meter_reading")
+
+
 async def stumble_over_a_bug(pool: Pool) -> None:
     async with lease(pool):
         raise ValueError
@@ -119,10 +144,12 @@ async def stumble_over_a_bug(pool: Pool) -> None:
         (take_too_long, TimeoutError),
         (be_cancelled, asyncio.CancelledError),
         (write_where_that_is_forbidden, asyncpg.ReadOnlySQLTransactionError),
+        (run_out_of_the_time_that_the_session_was_given, asyncpg.QueryCanceledError),
+        (read_a_missing_table, asyncpg.UndefinedTableError),
         (stumble_over_a_bug, ValueError),
     ],
 )
-async def test_a_connection_of_unknown_state_is_thrown_away(
+async def test_a_connection_that_may_not_get_better_is_thrown_away(
     one: Pool, work: Callable[[Pool], Awaitable[None]], error: type[BaseException]
 ) -> None:
     before = await server_pid(one)
@@ -169,18 +196,19 @@ async def test_a_connection_whose_server_has_gone_without_hanging_up_is_thrown_a
     database: asyncpg.Connection, database_url: str
 ) -> None:
     async def gone() -> bool:
-        return proxy.hang_ups_hidden == 1
+        return network.hang_ups_hidden == 1
 
-    async with Proxy(database_url) as proxy, open_pool(proxy.url, "test", 1) as pool:
-        proxy.hide_hang_ups = True
-        before = await server_pid(pool)
-        await database.execute("SELECT pg_terminate_backend($1)", before)
-        await eventually(gone)
-        with pytest.raises((asyncpg.PostgresError, asyncpg.InterfaceError)) as raised:
-            async with lease(pool) as connection:
-                await connection.execute("SELECT 1")
-        assert judge(raised.value) is Verdict.PASSES
-        assert await server_pid(pool) != before
+    with Network(database_url) as network:
+        async with open_pool(network.url, "test", 1) as pool:
+            network.hide_hang_ups = True
+            before = await server_pid(pool)
+            await database.execute("SELECT pg_terminate_backend($1)", before)
+            await eventually(gone)
+            with pytest.raises((asyncpg.PostgresError, asyncpg.InterfaceError)) as raised:
+                async with lease(pool) as connection:
+                    await connection.execute("SELECT 1")
+            assert judge(raised.value) is Verdict.PASSES
+            assert await server_pid(pool) != before
 
 
 async def test_a_server_that_does_not_answer_holds_up_neither_the_lease_nor_the_end(database_url: str) -> None:

@@ -33,7 +33,7 @@ def settings(database_url: str, **changes: str) -> ApiSettings:
 @contextmanager
 def client_of(app: Starlette) -> Iterator[TestClient]:
     """A client of the application, which runs for the time of the block."""
-    with TestClient(app, raise_server_exceptions=False) as client:
+    with TestClient(app, base_url="http://localhost", raise_server_exceptions=False) as client:
         yield client
 
 
@@ -66,7 +66,7 @@ async def running(app: Starlette) -> AsyncIterator[httpx2.AsyncClient]:
     transport = httpx2.ASGITransport(app=app, raise_app_exceptions=False)
     async with (
         app.router.lifespan_context(app),
-        httpx2.AsyncClient(transport=transport, base_url="http://sidecar") as client,
+        httpx2.AsyncClient(transport=transport, base_url="http://localhost") as client,
     ):
         yield client
 

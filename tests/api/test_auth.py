@@ -12,7 +12,7 @@ from starlette.testclient import TestClient
 
 from api.__main__ import main
 from api.app import build_app
-from api.auth import Role, TokensError, new_token, parse
+from api.auth import Gate, Role, TokensError, new_token, parse
 from api.routes import OPERATIONS
 from api.settings import ApiSettings
 from sql.settings import SettingsError, read
@@ -90,6 +90,8 @@ def test_a_deleted_line_revokes_and_a_broken_file_changes_nothing(database_url: 
         assert statuses() == [200, 401, 200]
         file.unlink()
         assert statuses() == [200, 401, 200]
+        file.write_text("# nobody any more\n")
+        assert statuses() == [401, 401, 401]
 
 
 def test_the_file_holds_hashes_and_never_a_token() -> None:
@@ -99,8 +101,14 @@ def test_the_file_holds_hashes_and_never_a_token() -> None:
     assert (found.role, found.name) == (Role.admin, "ops")
     with pytest.raises(TokensError, match="line 2 is not of the form"):
         parse(f"{line}\n{token}")
-    with pytest.raises(TokensError, match="it holds no token"):
-        parse("# nobody\n")
+    assert parse("# nobody\n") == []
+
+
+def test_a_file_without_a_token_is_refused_at_the_start(tmp_path: Path) -> None:
+    path = tmp_path / "tokens"
+    path.write_text("# nobody yet\n")
+    with pytest.raises(SettingsError, match="it holds no token"):
+        Gate(str(path))
 
 
 @pytest.mark.parametrize("host", ["0.0.0.0", "::", "192.0.2.1", "sidecar.example", "127.0.0.1.example"])
@@ -124,6 +132,7 @@ WRONG = {
     "ANALYTICS_CACHE_TTL_S": "-1",
     "LOW_EFFICIENCY": "85",
     "POWER_MAX_KW": "0",
+    "REJECTIONS_PER_S_MAX": "-1",
     "RETENTION_DAYS": "-1",
     "CLOCK_AHEAD_MAX_S": "nan",
 }

@@ -237,6 +237,27 @@ def test_a_reading_that_does_not_end_is_too_large(client: TestClient) -> None:
         assert reasons(response.json()) == [(1, "too_large")]
 
 
+async def test_a_batch_that_fails_behind_its_first_kind_says_that_this_is_stored(
+    client: TestClient, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    real = store.copy
+
+    async def meters_only(connection: Any, kind: Any, *arguments: Any) -> None:
+        if kind is not store.METER:
+            raise ConnectionResetError("the database went away")
+        await real(connection, kind, *arguments)
+
+    async def fails(*_: Any) -> None:
+        raise ConnectionResetError("the database went away")
+
+    monkeypatch.setattr(store, "copy", meters_only)
+    monkeypatch.setattr(store, "insert", fails)
+    problem = check_problem(post(client, [meter(), meter(NOW - MINUTE), vehicle(), 7]), 503)
+    assert counts(problem["report"]) == (2, 2, 0, 0)
+    assert known(client, "m-1") == (200, 404)
+    assert 'fleetwatt_http_readings_total{result="stored"} 2.0' in client.get("/metrics").text
+
+
 async def test_a_request_that_fails_in_its_middle_says_what_is_stored_and_may_be_sent_again(
     client: TestClient, monkeypatch: pytest.MonkeyPatch
 ) -> None:

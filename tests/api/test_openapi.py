@@ -50,7 +50,7 @@ def test_an_operation_says_what_it_answers(operation: Operation) -> None:
     described = DOCUMENT["paths"][operation.full_path][operation.method.lower()]
     statuses = {int(status) for status in described["responses"]}
     assert statuses == {*operation.answers, *operation.problem_statuses}
-    assert {400, 422, 431, 500, 503} <= statuses
+    assert {400, 421, 422, 431, 500, 503} <= statuses
     assert ({401, 403} <= statuses) == bool(described["security"])
     assert ({408, 413, 415} <= statuses) == ("requestBody" in described)
     assert described["summary"]

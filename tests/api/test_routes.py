@@ -3,13 +3,20 @@
 import csv
 import io
 import json
+from collections.abc import Sequence
+from contextlib import AsyncExitStack
 from datetime import datetime, timedelta
 from typing import Any
 
 import pytest
 from starlette.testclient import TestClient
 
+from api import database, export
+from api.analytics import OPERATIONS
+from api.database import LONG_MAX, open_database
+from api.errors import ProblemError
 from api.live import SPAN_MAX
+from sql.devices import CHUNK_READINGS, MeterHistory
 from tests.api.conftest import MINUTE, NOW, check_problem, meter, vehicle
 
 HOUR = 60 * MINUTE
@@ -141,6 +148,42 @@ def test_history_is_paged_and_exported(client: TestClient) -> None:
     assert client.get(path, headers={"Accept": "text/csv;q=0.5, application/json"}).json()["next"]
 
 
+def test_the_head_of_an_export_costs_no_export(client: TestClient, monkeypatch: pytest.MonkeyPatch) -> None:
+    send(client, [meter(NOW - n * MINUTE) for n in range(1, 3 * CHUNK_READINGS + 1)])
+    written: list[int] = []
+
+    def write(readings: Sequence[MeterHistory]) -> bytes:
+        written.append(len(readings))
+        return b""
+
+    monkeypatch.setattr(export, "_write_csv", write)
+    path = f"/v1/meters/m-1/readings?format=csv&from={at(NOW - 3000 * MINUTE)}&to={at(NOW)}"
+    assert client.head(path).status_code == 200
+    assert written == [CHUNK_READINGS]
+    assert client.get(path).headers["content-type"] == client.head(path).headers["content-type"]
+    assert written == [CHUNK_READINGS] * 5
+
+
+async def test_exports_leave_connections_to_others(database_url: str) -> None:
+    async with open_database(database_url) as opened, AsyncExitStack() as exports:
+        for _ in range(LONG_MAX):
+            await exports.enter_async_context(opened.long_connection(30))
+        with pytest.raises(ProblemError, match="Too many exports"):
+            await exports.enter_async_context(opened.long_connection(30))
+        async with opened.connection() as connection:
+            assert await connection.fetchval("SELECT 1") == 1
+        await exports.aclose()
+        await exports.enter_async_context(opened.long_connection(30))
+
+
+def test_an_export_too_many_is_503(client: TestClient, monkeypatch: pytest.MonkeyPatch) -> None:
+    send(client, [meter()])
+    monkeypatch.setattr(database, "LONG_MAX", 0)
+    problem = check_problem(client.get("/v1/meters/m-1/readings?format=csv"), 503)
+    assert "Too many exports" in problem["detail"]
+    assert client.get("/v1/meters/m-1/readings").status_code == 200
+
+
 def test_an_export_of_nothing_has_its_head_and_of_nobody_is_404(client: TestClient) -> None:
     send(client, [vehicle(NOW - 100 * HOUR)])
     empty = client.get("/v1/vehicles/v-1/readings?format=csv")
@@ -173,6 +216,8 @@ def test_performance_has_numerator_and_denominator(charging: TestClient, path: s
     assert found["efficiency"] == pytest.approx(0.9)
     assert (found["status"], found["samples"], found["energyMode"]) == ("ok", 120, "interval")
     assert found["meters"][0]["meterId"] == "m-1"
+    (example,) = OPERATIONS[0].answers[200].examples.values()
+    assert found["reason"] == example.reason
 
 
 def test_performance_of_nobody_is_404_and_of_an_unlinked_vehicle_is_not(client: TestClient) -> None:

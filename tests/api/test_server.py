@@ -49,10 +49,10 @@ def talk(served: Sidecar, request: bytes, patience_s: float = 10) -> tuple[bytes
 @pytest.mark.parametrize(
     "request_bytes",
     [
-        b"GET / HTTP/1.1\r\nHost: x\r\n" + b"X-Large: " + b"x" * (HEAD_BYTES_MAX + 1) + b"\r\n\r\n",
-        b"GET / HTTP/1.1\r\nHost: x\r\n" + b"X-Large: " + b"x" * (HEAD_BYTES_MAX + 1),
-        b"GET / HTTP/1.1\r\nHost: x\r\n" + b"".join(b"X-%d: y\r\n" % n for n in range(3000)) + b"\r\n",
-        b"GET /" + b"x" * (HEAD_BYTES_MAX + 1) + b" HTTP/1.1\r\nHost: x\r\n\r\n",
+        b"GET / HTTP/1.1\r\nHost: localhost\r\n" + b"X-Large: " + b"x" * (HEAD_BYTES_MAX + 1) + b"\r\n\r\n",
+        b"GET / HTTP/1.1\r\nHost: localhost\r\n" + b"X-Large: " + b"x" * (HEAD_BYTES_MAX + 1),
+        b"GET / HTTP/1.1\r\nHost: localhost\r\n" + b"".join(b"X-%d: y\r\n" % n for n in range(3000)) + b"\r\n",
+        b"GET /" + b"x" * (HEAD_BYTES_MAX + 1) + b" HTTP/1.1\r\nHost: localhost\r\n\r\n",
     ],
 )
 def test_a_head_that_is_too_large_is_431(served: Sidecar, request_bytes: bytes) -> None:
@@ -137,7 +137,7 @@ async def test_a_client_that_goes_away_frees_the_connection_of_its_export(served
         return await used() == 0
 
     reader, writer = await asyncio.open_connection("127.0.0.1", served.port)
-    writer.write(b"GET /v1/meters/big/readings?format=csv HTTP/1.1\r\nHost: x\r\n\r\n")
+    writer.write(b"GET /v1/meters/big/readings?format=csv HTTP/1.1\r\nHost: localhost\r\n\r\n")
     assert b"200 OK" in await reader.read(4096)
     assert await used() == 1
     writer.transport.abort()
@@ -183,7 +183,7 @@ async def test_a_connection_that_sends_no_request_is_closed(monkeypatch: pytest.
     loop = asyncio.get_running_loop()
     listening = await loop.create_server(lambda: server.BoundedProtocol(config, state, {}), "127.0.0.1", 0)
     port = listening.sockets[0].getsockname()[1]
-    whole = b"POST / HTTP/1.1\r\nHost: x\r\nContent-Length: 9\r\n\r\n"
+    whole = b"POST / HTTP/1.1\r\nHost: localhost\r\nContent-Length: 9\r\n\r\n"
     for request in (b"", b"GET / HTTP/1.1\r\nHo", whole):
         reader, writer = await asyncio.open_connection("127.0.0.1", port)
         writer.write(request)
@@ -215,7 +215,7 @@ async def test_a_slow_body_is_408_and_what_was_stored_before_is_said(
     transport = httpx2.ASGITransport(app=app)
     async with (
         app.router.lifespan_context(app),
-        httpx2.AsyncClient(transport=transport, base_url="http://sidecar") as client,
+        httpx2.AsyncClient(transport=transport, base_url="http://localhost") as client,
     ):
         began_s = time.monotonic()
         response = await client.post("/v1/ingest", content=slow(), headers={"Content-Type": "application/x-ndjson"})

@@ -1,0 +1,2 @@
+-- Delete rejections by their ids.
+DELETE FROM rejection WHERE id = ANY($1::bigint[]);

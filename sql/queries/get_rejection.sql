@@ -1,0 +1,12 @@
+-- One rejection, with the first $2 bytes of its payload.
+SELECT
+    id,
+    received_at,
+    topic,
+    device,
+    reason,
+    detail,
+    octet_length(payload) AS payload_bytes,
+    substring(payload FOR $2::integer) AS payload
+FROM rejection
+WHERE id = $1;
