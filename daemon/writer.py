@@ -71,7 +71,7 @@ class Writer:
 
     async def _settle(self, batch: Batch) -> Settlement | None:
         """What became of a batch in the database; None where it is in the spool."""
-        if self._outage.is_lasting and await self._spooled(batch):
+        if self._outage.is_lasting and not self._outage.is_ours and await self._spooled(batch):
             return None
         storing = asyncio.create_task(self._settler.settle(batch.contents), name="store a batch")
         try:

@@ -16,7 +16,7 @@ from daemon.spool import Spool
 from dev.network import Network
 from sql.pool import Pool, open_pool
 from tests.flow.house import eventually
-from tests.test_writer import ROWS_MAX, Desk, at_work, end_sessions, meter, vehicle
+from tests.test_writer import ROWS_MAX, SPOOL_AFTER_S, Desk, at_work, end_sessions, meter, vehicle
 
 MEBIBYTE = 2**20
 
@@ -147,10 +147,30 @@ async def test_what_is_ours_to_mend_stops_the_flow_and_does_not_fill_the_spool(
         await database.execute("ALTER TABLE meter_status RENAME TO elsewhere")
         desk.deliver(meter("m1"))
         await eventually(lambda: is_true(desk.outage.is_ours))
-        await asyncio.sleep(3 * 0.3)  # the spool's own patience, three times over
+        await asyncio.sleep(3 * SPOOL_AFTER_S)
         assert (spool.readings, desk.session.acknowledged) == (0, [])
         await database.execute("ALTER TABLE elsewhere RENAME TO meter_status")
         await desk.all_acknowledged()
+
+
+async def test_an_absence_that_turns_out_to_be_ours_to_mend_stops_the_flow_as_well(
+    pool: Pool, spool: Spool, database: asyncpg.Connection
+) -> None:
+    """The database is back, restored from an empty backup: nothing more goes to the spool."""
+    async with at_work(pool, spool) as desk, draining(desk, pool, spool):
+        async with database.transaction():
+            await database.execute("LOCK TABLE meter_reading")
+            desk.deliver(meter("m1"))
+            await desk.all_acknowledged()
+            await database.execute("ALTER TABLE meter_status RENAME TO elsewhere")
+        await eventually(lambda: is_true(desk.outage.is_ours))
+        desk.deliver(meter("m2"))
+        await asyncio.sleep(3 * SPOOL_AFTER_S)
+        assert (spool.readings, desk.session.acknowledged) == (1, [1])
+        await database.execute("ALTER TABLE elsewhere RENAME TO meter_status")
+        await desk.all_acknowledged()
+        await emptied(spool)
+    assert await stored(database) == ["m1", "m2"]
 
 
 async def is_true(value: bool) -> bool:
