@@ -104,6 +104,8 @@ class Stack:
             "DATABASE_URL": self.database_url,
             "API_URL": self.api_url,
             "METRICS_URL": self.metrics_url,
+            "METRICS_PORT": str(self.metrics_port),  # these two for `python -m daemon check`
+            "SPOOL_DIR": str(self.folder / "spool"),
         }
         self._env_file.touch(mode=0o600)
         self._env_file.write_text("".join(f"{name}={value}\n" for name, value in lines.items()), encoding="utf-8")

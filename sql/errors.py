@@ -3,7 +3,8 @@
 | what came | verdict | so the caller |
 | --- | --- | --- |
 | 21 cardinality, 22 data, 23 constraint | `ROW` | isolates the row and rejects it |
-| 08 connection, 25006, 40 rollback, 53 resources, 55 state, 57 operator | `PASSES` | keeps the rows, retries |
+| 08 connection, 40 rollback, 53 resources, 55 state, 57 operator | `PASSES` | keeps the rows, retries |
+| 25006 read-only, 25P03 and 25P04 transaction ended for its duration | `PASSES` | the same |
 | the connection broke, was refused or timed out | `PASSES` | the same; the outcome of a commit is unknown |
 | 42 no such table or right, 3D no such database, 28 password, all else | `OURS` | stops loudly, keeps the batch |
 
@@ -25,7 +26,8 @@ class Verdict(Enum):
 
 _ROW_CLASSES = frozenset({"21", "22", "23"})
 _PASSING_CLASSES = frozenset({"08", "40", "53", "55", "57"})
-_READ_ONLY = "25006"
+_PASSING_STATES = frozenset({"25006", "25P03", "25P04"})
+"""A demoted server, and transactions that the server ended because they took or idled too long."""
 
 
 class SchemaError(Exception):
@@ -38,7 +40,7 @@ def judge(error: BaseException) -> Verdict:
         state = sqlstate(error)
         if state[:2] in _ROW_CLASSES:
             return Verdict.ROW
-        if state[:2] in _PASSING_CLASSES or state == _READ_ONLY:
+        if state[:2] in _PASSING_CLASSES or state in _PASSING_STATES:
             return Verdict.PASSES
         return Verdict.OURS
     if isinstance(error, UnicodeEncodeError):

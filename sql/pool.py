@@ -1,6 +1,7 @@
 """Connections: a pool that needs no database to be opened, and a lease that never hands a bad connection back."""
 
 import asyncio
+import contextlib
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 from typing import Any, TypeAlias
@@ -106,14 +107,19 @@ async def lease(pool: Pool, timeout_s: float = WORK_TIMEOUT_S) -> AsyncIterator[
             yield connection
     except asyncpg.InternalClientError as error:
         # What asyncpg says of a connection whose server has said good-bye and not yet hung up.
-        connection.terminate()
+        _throw_away(connection)
         raise asyncpg.InterfaceError(f"the connection cannot be used any more: {error}") from error
     except BaseException as error:
         if not isinstance(error, asyncpg.PostgresError) or judge(error) is not Verdict.ROW:
-            connection.terminate()
+            _throw_away(connection)
         raise
     finally:
         await pool.release(connection)
+
+
+def _throw_away(connection: Connection) -> None:
+    with contextlib.suppress(asyncpg.InterfaceError):  # the server ended it, and the pool has forgotten it already
+        connection.terminate()
 
 
 async def _keep(connection: Connection) -> None:

@@ -160,6 +160,20 @@ async def test_a_connection_that_may_not_get_better_is_thrown_away(
         await connection.execute(INSERT)
 
 
+async def test_what_the_server_said_when_it_ended_the_session_is_what_the_caller_learns(one: Pool) -> None:
+    async def idle_in_a_transaction() -> None:
+        async with lease(one) as connection, connection.transaction():
+            await connection.execute("SET LOCAL idle_in_transaction_session_timeout = '10ms'")
+            await asyncio.sleep(0.3)
+            await connection.execute("SELECT 1")
+
+    with pytest.raises((asyncpg.PostgresError, asyncpg.InterfaceError)) as raised:
+        await idle_in_a_transaction()
+    assert judge(raised.value) is Verdict.PASSES
+    assert "released back to the pool" not in str(raised.value)
+    assert await server_pid(one)
+
+
 async def test_a_time_out_is_no_fault_of_the_next_one(one: Pool) -> None:
     for _ in range(5):
         with pytest.raises(TimeoutError):
