@@ -196,8 +196,9 @@ async def _store(sidecar: Sidecar, batch: Batch, tally: Tally) -> None:
     errors = [_shown(index, rejection) for index, rejection in batch.rejections]
     bad = [rejection for _, rejection in batch.rejections]
     async with sidecar.database.connection() as connection:
-        for kind, rows in batch.rows.items():
-            for row, reason, detail in await _store_kind_patiently(connection, sidecar, kind, rows, tally):
+        parts = [(kind, part) for kind, rows in batch.rows.items() for part in store.slices(rows)]
+        for kind, part in parts:
+            for row, reason, detail in await _store_kind_patiently(connection, sidecar, kind, part, tally):
                 *_, received_at, payload = row
                 rejection = Rejection(received_at, topic_of(kind, row[0]), reason, detail, payload)
                 bad.append(rejection)

@@ -319,9 +319,7 @@ def _parse_topic(topic: str) -> tuple[Form, str]:
             f"the topic is {_shown(topic)}; allowed: meters/{{meterId}}/reading or vehicles/{{vehicleId}}/reading",
         )
     if not _ID.fullmatch(parts[1]):
-        raise _Refused(
-            "bad_id", f"the id in the topic is {_shown(parts[1])}; allowed: 1 to 64 of A-Z a-z 0-9 . _ : -"
-        )
+        raise _Refused("bad_id", f"the id in the topic is {_shown(parts[1])}; allowed: 1 to 64 of A-Z a-z 0-9 . _ : -")
     return form, parts[1]
 
 

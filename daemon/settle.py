@@ -67,6 +67,10 @@ class Settler:
         return settlement
 
     async def _store(self, kind: Kind, rows: list[Row], settlement: Settlement, found: list[Rejection]) -> None:
+        for some in store.slices(rows):
+            await self._store_slice(kind, some, settlement, found)
+
+    async def _store_slice(self, kind: Kind, rows: list[Row], settlement: Settlement, found: list[Rejection]) -> None:
         batch = store.sort(rows)
         settlement.duplicate[kind.name] += batch.duplicates
         found += [_conflict(kind, row) for row in batch.conflicts]

@@ -117,7 +117,7 @@ class Spool:
         await self._filled.wait()
 
     async def oldest(self, readings_max: int) -> Spooled | None:
-        """The oldest batches, of at most `readings_max` readings together, but at least one; None where none is left."""
+        """The oldest batches, together of at most `readings_max` readings, or one; None where there is none."""
         return await self._call(lambda: self._oldest(readings_max))
 
     async def remove(self, spooled: Spooled) -> None:

@@ -8,9 +8,13 @@ Rules:
 - A PUBLISH is acknowledged when `acknowledge` is called with its packet id, by whoever stored it, and in the order of
   arrival [MQTT-4.6.0-2]. Never before, never on another connection: ids mean nothing beyond their own.
 - A PUBACK never carries an error code: the broker would take it for an acknowledgement.
-- No Maximum Packet Size is announced: the broker would drop what is larger without a word.
-- Anything that the specification forbids the broker to send ends the connection, and a new one is made, for ever.
-  The Receive Maximum is the exception: Mosquitto exceeds it. `pause` is what bounds memory.
+- No Maximum Packet Size is announced: the broker would drop what is larger without a word. Of a PUBLISH that is larger
+  than anybody wants, the start is taken and the rest is read past. To end the connection over it would help nobody:
+  the broker would send it again, for ever, and all others would wait behind it.
+- Anything that the specification forbids the broker to send ends the connection, and a new one is made, for ever. What
+  came before it is taken; nothing behind it is. The Receive Maximum is the exception: Mosquitto exceeds it.
+- Memory is bounded by `pause` for what is taken, by PACKET_BYTES_MAX for what is not complete yet, and by
+  UNSENT_BYTES_MAX for what the broker does not read.
 """
 
 import asyncio
@@ -38,6 +42,7 @@ from msgspec import Struct
 
 from daemon.backoff import Backoff
 from daemon.metrics import Metrics
+from sql.tls import BROKER, in_words
 
 log = structlog.get_logger("fleetwatt.subscriber")
 
@@ -48,6 +53,14 @@ FIRST_RETRY_S = 0.2
 LONGEST_RETRY_S = 15.0
 LASTING_S = 5.0
 """A connection that held for this long was a good one."""
+SUBACK_TIMEOUT_S = 60.0
+"""Without SUBACK and without a message. While there are messages the answer may wait behind what the broker kept."""
+CLOSE_TIMEOUT_S = 1.0
+"""What is said in parting may take this long to be sent, to a broker that perhaps reads no more."""
+PACKET_BYTES_MAX = 5 + 2 * 1024 * 1024
+"""A header and twice the payload that is not too large, so that what is cut off here is too large for certain."""
+UNSENT_BYTES_MAX = 1024 * 1024
+"""Four times the PUBACKs of all the messages that can be under way. A broker that lets more wait does not read."""
 TOPICS = ("meters/#", "vehicles/#")
 """Wider than the contract's topics, so that a device with a mistaken topic is seen as `bad_topic` and not ignored."""
 
@@ -55,6 +68,9 @@ FIRST_ERROR_CODE = 0x80
 """MQTT 5's reason codes from here on are failures."""
 
 _SUBSCRIBE_PACKET_ID = 1  # the only packet of ours that has an id
+_PUBLISH = 3
+_SHOWN_MAX = 200
+"""Characters of what others say that are logged; MQTT's texts may have 65,535."""
 
 
 class BrokerError(Exception):
@@ -115,14 +131,19 @@ class Session(asyncio.Protocol):
         self.connack: asyncio.Future[ConnAckPacket] = loop.create_future()
         self.suback: asyncio.Future[SubAckPacket] = loop.create_future()
         self.ended: asyncio.Future[None] = loop.create_future()
-        self.heard_at_s = time.monotonic()
-        self.sent_at_s = time.monotonic()
+        self.heard_at_s = self.taken_at_s = self.sent_at_s = time.monotonic()
         self.paused = False
         self._broker = broker
         self._intake: Intake | None = intake
         self._metrics = metrics
         self._transport: asyncio.Transport | None = None
-        self._rest = b""
+        self._is_accepted = False
+        self._is_subscribing = False
+        self._unacknowledged: set[int] = set()
+        self._under_way = 0
+        self._rest = bytearray()
+        self._rest_needed = 0
+        self._to_skip = 0
         self._end_reason: Exception | None = None
 
     # What asyncio calls.
@@ -142,18 +163,25 @@ class Session(asyncio.Protocol):
         )
 
     def data_received(self, data: bytes) -> None:
+        if self._end_reason is not None:
+            return
         self.heard_at_s = time.monotonic()
+        publishes: list[PublishPacket] = []
+        fault = ""
         try:
-            publishes = self._read(data)
+            self._read(data, publishes)
+        except Exception as error:
+            fault = str(error) or type(error).__name__
         except BaseException as error:
-            # Whatever it is: a property that is not UTF-8 makes the codec panic, which is not even an Exception.
             if isinstance(error, KeyboardInterrupt | SystemExit):
                 raise
-            self._break(DisconnectReasonCode.PROTOCOL_ERROR, f"the broker sent what MQTT 5 forbids: {error}")
-            return
+            fault = f"text that is not UTF-8, which makes the codec panic ({error})"
         if publishes and self._intake is not None:
+            self.taken_at_s = self.heard_at_s
             self._metrics.messages_received.inc(len(publishes))
             self._intake(self, publishes)
+        if fault:
+            self._break(f"the broker sent what MQTT 5 forbids: {fault}")
 
     def connection_lost(self, exc: Exception | None) -> None:
         self._transport = None
@@ -170,6 +198,8 @@ class Session(asyncio.Protocol):
         """Send PUBACKs, in this order; nothing happens once the connection is gone, since the broker sends again."""
         if self._transport is None or not packet_ids:
             return
+        self._unacknowledged.difference_update(packet_ids)
+        self._under_way -= len(packet_ids)
         self._send(b"".join([b"\x40\x02" + packet_id.to_bytes(2, "big") for packet_id in packet_ids]))
         self._metrics.messages_acknowledged.inc(len(packet_ids))
 
@@ -185,6 +215,7 @@ class Session(asyncio.Protocol):
             )
             for pattern in self._broker.topic_filters
         ]
+        self._is_subscribing = True
         self._send(mqtt5.SubscribePacket(_SUBSCRIBE_PACKET_ID, filters).write())
 
     def ping(self) -> None:
@@ -204,7 +235,7 @@ class Session(asyncio.Protocol):
     def resume(self) -> None:
         """Read again."""
         if self._transport is not None and self.paused:
-            self.heard_at_s = time.monotonic()
+            self.heard_at_s = self.taken_at_s = time.monotonic()
             self._transport.resume_reading()
         self.paused = False
 
@@ -212,69 +243,157 @@ class Session(asyncio.Protocol):
         """Say good-bye and close, once what was written is out. The broker keeps the session."""
         if self._transport is not None:
             self._send(DisconnectPacket().write())
-            self._transport.close()
+            self._close()
 
     def abort(self, reason: str) -> None:
-        """Cut the connection."""
-        self._end_reason = BrokerError(reason)
+        """Cut the connection; where it is ending already, for the reason that it has."""
+        self._end_reason = self._end_reason or BrokerError(reason)
         if self._transport is not None:
             self._transport.abort()
 
     # Inside.
 
-    def _read(self, data: bytes) -> list[PublishPacket]:
-        """Handle the complete packets in what was received so far; returns the PUBLISH packets among them."""
-        buffer = memoryview(self._rest + data if self._rest else data)
-        publishes: list[PublishPacket] = []
+    def _read(self, data: bytes, publishes: list[PublishPacket]) -> None:
+        """Handle the packets that are complete with this, and collect the PUBLISH packets among them."""
+        buffer = self._join(data)
         at, end = 0, len(buffer)
         try:
-            while at < end:
+            while at < end and self._end_reason is None:
                 packet, size = mqtt5.read(buffer[at:])
                 at += size
                 if isinstance(packet, PublishPacket):
+                    self._check(packet)
                     publishes.append(packet)
                 else:
                     self._handle(packet)
         except IndexError:  # the last packet is not complete yet
-            pass
-        self._rest = bytes(buffer[at:])
-        self._check(publishes)
-        return publishes
+            self._keep(buffer[at:], publishes)
 
-    def _check(self, publishes: list[PublishPacket]) -> None:
-        for packet in publishes:
-            if packet.qos == QoS.EXACTLY_ONCE:
-                raise BrokerError("a message of QoS 2 where QoS 1 was granted")
-            if not packet.topic:
-                raise BrokerError("a topic alias, which was not allowed")
+    def _join(self, data: bytes) -> memoryview:
+        """What is to be looked at now: nothing, as long as the packet that began earlier cannot be complete."""
+        if self._to_skip:
+            skipped = min(self._to_skip, len(data))
+            self._to_skip -= skipped
+            return memoryview(data)[skipped:]
+        if not self._rest:
+            return memoryview(data)
+        self._rest += data
+        if len(self._rest) < self._rest_needed:
+            return memoryview(b"")
+        joined, self._rest = self._rest, bytearray()
+        return memoryview(joined)
+
+    def _keep(self, rest: memoryview, publishes: list[PublishPacket]) -> None:
+        """Keep the start of a packet until it is complete, and no more of it than PACKET_BYTES_MAX."""
+        size = _packet_bytes(rest)
+        if size > PACKET_BYTES_MAX:
+            if rest[0] >> 4 != _PUBLISH:
+                raise BrokerError(f"a packet of {size} bytes that is no message")
+            if len(rest) >= PACKET_BYTES_MAX:
+                packet = _start_of(rest[:PACKET_BYTES_MAX])
+                self._check(packet)
+                log.warning(
+                    "a message is too large, only its start is kept", topic=packet.topic[:_SHOWN_MAX], packet_bytes=size
+                )
+                publishes.append(packet)
+                self._to_skip = size - len(rest)
+                return
+        self._rest = bytearray(rest)
+        self._rest_needed = min(size, PACKET_BYTES_MAX)
+
+    def _check(self, packet: PublishPacket) -> None:
+        if not self._is_accepted:
+            raise BrokerError("a message before CONNACK")
+        if not packet.topic:
+            raise BrokerError("a topic alias, which was not allowed")
+        packet_id = packet.packet_id
+        if packet_id is None:
+            return
+        if packet.qos == QoS.EXACTLY_ONCE:
+            raise BrokerError("a message of QoS 2 where QoS 1 was granted")
+        if packet_id == 0:
+            raise BrokerError("the packet id 0")
+        # Two PUBACKs with one id: the second could acknowledge a third message, which is not stored yet. But Mosquitto,
+        # which exceeds the Receive Maximum, can have more messages under way than there are ids. It then takes each
+        # PUBACK for the oldest message of that id, which is the one that is meant.
+        if packet_id in self._unacknowledged and self._under_way < self._broker.receive_maximum:
+            raise BrokerError(f"the packet id {packet_id} again, before it was acknowledged")
+        self._unacknowledged.add(packet_id)
+        self._under_way += 1
 
     def _handle(self, packet: mqtt5.Packet) -> None:
         match packet:
             case ConnAckPacket() if not self.connack.done():
+                self._is_accepted = int(packet.reason_code) < FIRST_ERROR_CODE
                 self.connack.set_result(packet)
-            case SubAckPacket(packet_id=packet_id) if packet_id == _SUBSCRIBE_PACKET_ID and not self.suback.done():
+            case SubAckPacket() if self._is_subscribing and not self.suback.done():
+                if packet.packet_id != _SUBSCRIBE_PACKET_ID:
+                    raise BrokerError(f"a SUBACK for {packet.packet_id} where {_SUBSCRIBE_PACKET_ID} was asked")
                 self.suback.set_result(packet)
             case PingRespPacket():
                 pass
             case DisconnectPacket():
-                detail = f" ({packet.reason_str})" if packet.reason_str else ""
-                self._end_reason = BrokerError(f"the broker disconnected us: {packet.reason_code.name}{detail}")
-                if self._transport is not None:  # a broker that forgets to close must not hold us up
-                    self._transport.close()
+                self._end_reason = BrokerError(
+                    f"the broker disconnected us: {packet.reason_code.name}{_detail_of(packet)}"
+                )
+                self._close()  # a broker that forgets to close must not hold us up
             case _:
                 raise BrokerError(f"an unexpected {type(packet).__name__}")
 
-    def _break(self, code: DisconnectReasonCode, reason: str) -> None:
+    def _break(self, reason: str) -> None:
         self._intake = None
         self._end_reason = BrokerError(reason)
+        self._send(DisconnectPacket(reason_code=DisconnectReasonCode.PROTOCOL_ERROR).write())
+        self._close()
+
+    def _close(self) -> None:
         if self._transport is not None:
-            self._send(DisconnectPacket(reason_code=code).write())
             self._transport.close()
+            # Closing waits until everything is sent, which to a broker that does not read is never.
+            asyncio.get_running_loop().call_later(CLOSE_TIMEOUT_S, self._transport.abort)
 
     def _send(self, data: bytes) -> None:
-        if self._transport is not None:
-            self._transport.write(data)
-            self.sent_at_s = time.monotonic()
+        if self._transport is None:
+            return
+        self._transport.write(data)
+        self.sent_at_s = time.monotonic()
+        if self._transport.get_write_buffer_size() > UNSENT_BYTES_MAX:
+            self.abort("the broker does not read what is sent to it")
+
+
+def _packet_bytes(start: memoryview) -> int:
+    """How long the packet is that begins so; 0 as long as its length has not come."""
+    length = 0
+    for n, byte in enumerate(start[1:5]):
+        length |= (byte & 0x7F) << 7 * n
+        if byte < 0x80:
+            return 2 + n + length
+    return 0
+
+
+def _start_of(start: memoryview) -> PublishPacket:
+    """A PUBLISH of which only the start is there. Its payload is what follows the packet id: properties come first.
+
+    They are left where they are because they may be what is so large, and may not end here.
+    """
+    qos, retain = start[0] >> 1 & 3, bool(start[0] & 1)
+    topic_at = 7  # behind the type, four bytes of the packet's length and two of the topic's
+    topic_end = topic_at + int.from_bytes(start[5:7], "big")
+    payload_at = topic_end + 2 if qos else topic_end
+    return PublishPacket(
+        str(start[topic_at:topic_end], "utf-8"),
+        bytes(start[payload_at:]),
+        qos=QoS(qos),
+        retain=retain,
+        packet_id=int.from_bytes(start[topic_end:payload_at], "big") if qos else None,
+    )
+
+
+def _detail_of(packet: ConnAckPacket | DisconnectPacket) -> str:
+    """What the broker says beside the code."""
+    elsewhere = packet.server_reference and f"it refers us to {packet.server_reference}"
+    said = "; ".join(text[:_SHOWN_MAX] for text in (packet.reason_str, elsewhere) if text)
+    return f" ({said})" if said else ""
 
 
 class Subscriber:
@@ -291,6 +410,11 @@ class Subscriber:
         self._keep_alive_s = KEEP_ALIVE_S
         self.subscribed = False
 
+    @property
+    def broker_address(self) -> str:
+        """Host and port."""
+        return self._broker.address
+
     async def run(self) -> None:
         """Connect, subscribe, and do so again whenever the connection ends, until it ends after `stop_intake`."""
         backoff = Backoff(FIRST_RETRY_S, LONGEST_RETRY_S)
@@ -304,7 +428,7 @@ class Subscriber:
                 log.warning(
                     "broker away, trying again",
                     broker=self._broker.address,
-                    error=str(error) or type(error).__name__,
+                    error=in_words(error, BROKER),
                     in_s=round(delay_s, 1),
                 )
                 await asyncio.sleep(delay_s)
@@ -363,10 +487,13 @@ class Subscriber:
             raise BrokerError(f"the broker did not answer within {CONNECT_TIMEOUT_S:g} s") from None
         if int(connack.reason_code) >= FIRST_ERROR_CODE:
             session.abort("refused")
-            detail = f" ({connack.reason_str})" if connack.reason_str else ""
-            raise BrokerError(f"the broker refused the connection: {connack.reason_code.name}{detail}")
+            raise BrokerError(f"the broker refused the connection: {connack.reason_code.name}{_detail_of(connack)}")
+        if lack := _lack_of(connack, self._broker):
+            session.disconnect()
+            raise BrokerError(f"the broker cannot serve us: {lack}")
         self._metrics.mqtt_connections.inc()
-        self._keep_alive_s = connack.server_keep_alive or KEEP_ALIVE_S
+        # A broker may want to hear from us more often. That it need not would be no reason to notice its death later.
+        self._keep_alive_s = min(connack.server_keep_alive or KEEP_ALIVE_S, KEEP_ALIVE_S)
         self._tell_of_session(connack)
         if self._paused:
             session.pause()
@@ -401,13 +528,21 @@ class Subscriber:
         else:
             log.info("connected to the broker with a new session", **event)
         self._had_session = True
+        if connack.max_qos == QoS.AT_MOST_ONCE:
+            log.error("the broker knows only QoS 0: messages will be lost; see docs/broker.md", **event)
+        expiry_s = connack.session_expiry_interval
+        if expiry_s is not None and expiry_s < SESSION_EXPIRY_S:
+            log.warning("the broker will keep the session for a shorter time than asked", expiry_s=expiry_s, **event)
 
     async def _subscribe(self, session: Session) -> None:
         """Subscribe; the answer may come late, since a broker may first send what it kept."""
         session.subscribe()
         suback = await session.suback
-        answers = dict(zip(self._broker.topic_filters, suback.reason_codes, strict=False))
-        for topic, code in answers.items():
+        topics = TOPICS  # as they are without the share group, whose name is a secret
+        if len(suback.reason_codes) != len(topics):
+            session.disconnect()
+            raise BrokerError(f"the broker answered {len(suback.reason_codes)} of {len(topics)} subscriptions")
+        for topic, code in zip(topics, suback.reason_codes, strict=True):
             if int(code) >= FIRST_ERROR_CODE:
                 session.disconnect()
                 raise BrokerError(f"the broker refused the subscription to {topic}: {code.name}; see docs/broker.md")
@@ -415,7 +550,7 @@ class Subscriber:
                 log.warning("the broker grants only QoS 0: messages may be lost", topic=topic)
         self.subscribed = True
         self._metrics.mqtt_subscribed.set(1)
-        log.info("subscribed", topics=list(answers))
+        log.info("subscribed", topics=list(topics), shared=self._broker.share_group is not None)
 
     async def _keep_alive(self, session: Session) -> None:
         """Ping when there is nothing else to send, and cut a connection on which nothing comes any more."""
@@ -428,3 +563,17 @@ class Subscriber:
             if not session.paused and now_s - session.heard_at_s >= 1.5 * self._keep_alive_s:
                 session.abort(f"nothing was heard from the broker for {now_s - session.heard_at_s:.0f} s")
                 return
+            if not (session.paused or session.suback.done()) and now_s - session.taken_at_s >= SUBACK_TIMEOUT_S:
+                session.abort(f"the broker did not answer SUBSCRIBE within {SUBACK_TIMEOUT_S:g} s")
+                return
+
+
+def _lack_of(connack: ConnAckPacket, broker: Broker) -> str | None:
+    """What a broker that accepted us does not offer and we cannot do without."""
+    if connack.assigned_client_id not in (None, broker.client_id):
+        return f"it calls us {connack.assigned_client_id!a}, and another client id has another session"
+    if not connack.wildcard_subscription_available:
+        return "it knows no wildcards in subscriptions"
+    if broker.share_group and not connack.shared_subscription_available:
+        return "it knows no shared subscriptions, and MQTT_SHARE_GROUP is set"
+    return None

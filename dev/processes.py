@@ -6,6 +6,7 @@ children in order. Its pid is left in a file beside its log: if the parent is ki
 
 import contextlib
 import os
+import random
 import signal
 import socket
 import subprocess
@@ -16,6 +17,8 @@ from pathlib import Path
 import psutil
 
 START_TIMEOUT_S = 30.0
+OWN_PORTS = range(15_000, 32_000)
+"""Below the ports that Linux, macOS and the BSDs give by themselves."""
 
 
 class ProcessError(Exception):
@@ -139,10 +142,18 @@ def _end_tree(process: psutil.Process) -> None:
 
 
 def free_port() -> int:
-    """A TCP port of the loopback interface that nobody uses now."""
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        return int(probe.getsockname()[1])
+    """A TCP port of the loopback interface that nobody uses now.
+
+    Not one that the system itself would give: it gives them to outgoing connections as well, and so perhaps this one
+    before it is used here.
+    """
+    while True:
+        port = random.choice(OWN_PORTS)  # noqa: S311 - spreads, keeps no secret
+        with socket.socket() as probe:
+            probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+            with contextlib.suppress(OSError):
+                probe.bind(("127.0.0.1", port))
+                return port
 
 
 def port_answers(port: int) -> bool:

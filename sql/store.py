@@ -14,7 +14,7 @@ Rows are sorted by key in both, so that two writers meet the same rows in the sa
 """
 
 from collections.abc import Awaitable, Callable
-from datetime import datetime
+from datetime import date, datetime
 from operator import itemgetter
 from typing import Any, TypeAlias
 
@@ -26,6 +26,9 @@ from sql.pool import Connection
 from sql.queries import query
 
 Row: TypeAlias = tuple[Any, ...]
+
+DAYS_MAX = 100
+"""That one transaction touches."""
 
 _key = itemgetter(0, 1)
 _ts = itemgetter(1)
@@ -73,6 +76,22 @@ def sort(rows: list[Row]) -> Sorted:
     if len(set(map(_key, rows))) == len(rows):
         return Sorted(rows, _newest(rows), 0, [])
     return _without_repeats(rows)
+
+
+def slices(rows: list[Row]) -> list[list[Row]]:
+    """The rows in parts of at most DAYS_MAX days each: nearly always one.
+
+    A transaction locks each partition that it touches. What a device sends in one message may lie on thousands of
+    days, for which a server has no locks, however often it is tried.
+    """
+    first, last = _span(rows)
+    if (last - first).days < DAYS_MAX:
+        return [rows]
+    by_day: dict[date, list[Row]] = {}
+    for row in rows:
+        by_day.setdefault(row[1].date(), []).append(row)
+    days = sorted(by_day)
+    return [[row for day in days[at : at + DAYS_MAX] for row in by_day[day]] for at in range(0, len(days), DAYS_MAX)]
 
 
 def _newest(rows: list[Row]) -> list[Row]:

@@ -13,7 +13,7 @@ import pytest
 from sql import store
 from sql.partitions import Days
 from sql.queries import query
-from sql.store import METER, VEHICLE, Inserted, Kind, Row, Sorted, copy, insert, sort
+from sql.store import DAYS_MAX, METER, VEHICLE, Inserted, Kind, Row, Sorted, copy, insert, slices, sort
 
 NOON = datetime(2024, 5, 1, 12, tzinfo=UTC)
 AT = datetime(2024, 5, 1, 12, 0, 1, tzinfo=UTC)
@@ -116,6 +116,21 @@ def test_of_rows_with_one_key_the_first_that_arrived_is_kept(
 
 def test_another_time_of_receipt_makes_no_conflict() -> None:
     assert sort([meter("m", NOON), meter("m", NOON, at=later())]).duplicates == 1
+
+
+def test_an_ordinary_batch_is_one_slice_as_it_came() -> None:
+    rows = [meter("b", minutes(0)), meter("a", NOON - timedelta(days=DAYS_MAX - 1))]
+    assert slices(rows) == [rows]
+
+
+def test_readings_of_very_many_days_are_stored_some_days_at_a_time() -> None:
+    rows = [meter(f"m{n % 3}", NOON - timedelta(hours=17 * n)) for n in random.Random(1).sample(range(2000), 2000)]
+    parts = slices(rows)
+    assert len(parts) == 15  # 1417 days
+    assert sorted(row for part in parts for row in part) == sorted(rows)
+    days = [{row[1].date() for row in part} for part in parts]
+    assert all(len(some) <= DAYS_MAX for some in days)
+    assert sum(map(len, days)) == len(set.union(*days))
 
 
 def test_nothing_sorted_is_nothing() -> None:

@@ -2,13 +2,14 @@
 
 import asyncio
 import contextlib
-from collections.abc import AsyncIterator, Awaitable, Callable, Iterator
+from collections.abc import AsyncIterator, Awaitable, Callable, Iterable, Iterator
 from contextlib import asynccontextmanager
 from typing import Any
 
 import mqtt5
 import pytest
 from mqtt5 import (
+    AuthPacket,
     ConnAckPacket,
     ConnAckReasonCode,
     ConnectPacket,
@@ -18,10 +19,13 @@ from mqtt5 import (
     PingRespPacket,
     PubAckPacket,
     PublishPacket,
+    PubRelPacket,
     QoS,
     SubAckPacket,
     SubAckReasonCode,
     SubscribePacket,
+    UnsubAckPacket,
+    UnsubAckReasonCode,
 )
 from msgspec.structs import replace
 from paho.mqtt import publish as paho
@@ -29,7 +33,16 @@ from structlog.testing import capture_logs
 
 from daemon.accounts import Accounts
 from daemon.metrics import Metrics
-from daemon.subscriber import SESSION_EXPIRY_S, TOPICS, Broker, Session, Subscriber, broker_from_url
+from daemon.readings import PAYLOAD_BYTES_MAX
+from daemon.subscriber import (
+    PACKET_BYTES_MAX,
+    SESSION_EXPIRY_S,
+    TOPICS,
+    Broker,
+    Session,
+    Subscriber,
+    broker_from_url,
+)
 from dev.broker import PrivateBroker
 from dev.publisher import Publisher
 
@@ -353,6 +366,62 @@ async def test_those_of_a_share_group_divide_the_messages(broker: PrivateBroker)
         assert second.packets
 
 
+def raw_message(topic: bytes, properties: bytes = b"", payload: bytes = b"x") -> bytes:
+    body = len(topic).to_bytes(2, "big") + topic + bytes([len(properties)]) + properties + payload
+    return bytes([0x30, len(body)]) + body
+
+
+ODD_MESSAGES: list[Any] = [
+    *(
+        PublishPacket(f"meters/{odd}", b"x")
+        for odd in ("\x7f", "\ufeff", "\ufffe", "\U0001fffe", "\U0001f50b", " ", "/")
+    ),
+    PublishPacket("meters", b"", retain=True),
+    PublishPacket("meters/" + "x/" * 150, b"x"),
+    PublishPacket("meters/" + "x" * 60_000, b"x"),
+    PublishPacket(TOPIC, b"\xff", payload_format_indicator=1),
+    PublishPacket(TOPIC, b"x", message_expiry_interval=1, content_type="\U0001f50b", response_topic="r"),
+    PublishPacket(TOPIC, b"x", correlation_data=b"\0\xff" * 1000),
+    PublishPacket(TOPIC, b"x", user_properties=[("", ""), ("a", "\ufeff\x7f")] * 1000),
+    PublishPacket(TOPIC, b"x", topic_alias=1),
+    PublishPacket(TOPIC, b"x", qos=QoS.EXACTLY_ONCE, packet_id=1),
+    PublishPacket(TOPIC, b"x" * 2_000_000),
+    *(
+        raw_message(topic)
+        for topic in (b"meters/\0", b"meters/\xff", b"meters/\xed\xa0\x80", b"meters/#", b"meters/\1", b"")
+    ),
+    *(
+        raw_message(TOPIC.encode(), named + text)
+        for named in (b"\x03", b"\x26\0\1a")
+        for text in (b"\0\1\xff", b"\0\1\0")
+    ),
+    raw_message(TOPIC.encode(), b"\x01\x02"),
+]
+
+
+async def send_raw(port: int, packet: bytes) -> None:
+    """Publish as a device would that makes its packets itself; returns when the broker has seen it, liked or not."""
+    reader, writer = await asyncio.open_connection("127.0.0.1", port)
+    peer = Peer(reader, writer)
+    await peer.send(ConnectPacket("device", clean_start=True), packet, PubRelPacket(1), PingReqPacket())
+    with contextlib.suppress(EOFError, ConnectionError):
+        while not isinstance(await peer.receive(), PingRespPacket):
+            pass
+    peer.close()
+
+
+async def test_nothing_that_a_device_gets_through_the_broker_ends_the_session(broker: PrivateBroker) -> None:
+    """It would come again after each reconnect, and every other message would wait behind it."""
+    async with subscriber_at(broker.port) as house:
+        await house.subscribed()
+        for odd in ODD_MESSAGES:
+            await send_raw(broker.port, odd if isinstance(odd, bytes) else odd.write())
+        await publish(broker, b"the last")
+        await until(lambda: b"the last" in house.payloads)
+        assert len(house.packets) > 10
+        assert house.errors() == []
+
+
 # A scripted broker.
 
 
@@ -429,6 +498,10 @@ async def broker_with(*scripts: Script) -> AsyncIterator[ScriptedBroker]:
         yield broker
 
 
+def message(packet_id: int, payload: bytes = b"x") -> PublishPacket:
+    return PublishPacket(TOPIC, payload, qos=QoS.AT_LEAST_ONCE, packet_id=packet_id)
+
+
 def sending(*packets: Any) -> Script:
     """Subscribed as usual, and then these packets."""
 
@@ -470,6 +543,8 @@ QOS_2 = PublishPacket(TOPIC, b"x", qos=QoS.EXACTLY_ONCE, packet_id=1)
 ALIASED = PublishPacket("", b"x", topic_alias=1)
 NOT_UTF8 = PublishPacket(TOPIC, b"x", user_properties=[("QQ", "value")]).write().replace(b"QQ", b"\xff\xff")
 REFUSED = ConnAckPacket(reason_code=ConnAckReasonCode.NOT_AUTHORIZED, reason_str="who are you?")
+MOVED = ConnAckPacket(reason_code=ConnAckReasonCode.SERVER_MOVED, server_reference="mq2.example")
+RECEIVE_MAXIMUM_0 = b"\x20\x06\x00\x00\x03\x21\x00\x00"
 SHUTTING_DOWN = DisconnectPacket(reason_code=DisconnectReasonCode.SERVER_SHUTTING_DOWN, reason_str="back at noon")
 
 ENDS = {
@@ -492,7 +567,44 @@ ENDS = {
     ),
     "answers another subscription": (
         answering(ConnAckPacket(), SubAckPacket(2, [GRANTED, GRANTED])),
+        f"{FORBIDDEN}: a SUBACK for 2 where 1 was asked",
+    ),
+    "answers a subscription that nobody asked for": (
+        answering(ConnAckPacket().write() + SUBSCRIBED.write()),
         f"{FORBIDDEN}: an unexpected SubAckPacket",
+    ),
+    "answers too few subscriptions": (
+        answering(ConnAckPacket(), SubAckPacket(1, [GRANTED])),
+        "the broker answered 1 of 2 subscriptions",
+    ),
+    "answers no subscription": (
+        answering(ConnAckPacket(), SubAckPacket(1, [])),
+        "the broker answered 0 of 2 subscriptions",
+    ),
+    "answers too many subscriptions": (
+        answering(ConnAckPacket(), SubAckPacket(1, [GRANTED] * 3)),
+        "the broker answered 3 of 2 subscriptions",
+    ),
+    "sends a message before CONNACK": (answering(message(1).write()), f"{FORBIDDEN}: a message before CONNACK"),
+    "sends a message behind its refusal": (
+        answering(REFUSED.write() + message(1).write()),
+        "the broker refused the connection: NOT_AUTHORIZED",
+    ),
+    "refers to another broker": (
+        answering(MOVED),
+        "the broker refused the connection: SERVER_MOVED (it refers us to mq2.example)",
+    ),
+    "grants a Receive Maximum of 0": (
+        answering(RECEIVE_MAXIMUM_0),
+        f"{FORBIDDEN}: Receive maximum must be != 0",
+    ),
+    "gives another client id": (
+        answering(ConnAckPacket(assigned_client_id="auto-1")),
+        "the broker cannot serve us: it calls us 'auto-1', and another client id has another session",
+    ),
+    "knows no wildcards": (
+        answering(ConnAckPacket(wildcard_subscription_available=False)),
+        "the broker cannot serve us: it knows no wildcards in subscriptions",
     ),
     "disconnects with its reason": (
         closing_after(sending(SHUTTING_DOWN)),
@@ -506,13 +618,45 @@ ENDS = {
         sending(SHUTTING_DOWN),
         "the broker disconnected us: SERVER_SHUTTING_DOWN (back at noon)",
     ),
+    "disconnects and refers to another": (
+        sending(DisconnectPacket(reason_code=DisconnectReasonCode.USE_ANOTHER_SERVER, server_reference="mq2.example")),
+        "the broker disconnected us: USE_ANOTHER_SERVER (it refers us to mq2.example)",
+    ),
+    "sends QoS 3": (sending(b"\x36\x03\x00\x01m"), f"{FORBIDDEN}: Invalid QoS value: 3"),
+    "sends the packet id 0": (sending(message(0)), f"{FORBIDDEN}: the packet id 0"),
+    "sets reserved flags": (sending(b"\xd1\x00"), f"{FORBIDDEN}: Invalid fixed header flags"),
+    "sends a packet whose parts are longer than itself": (
+        sending(b"\x30\x03\x00\x05m"),
+        f"{FORBIDDEN}: Invalid remaining length",
+    ),
+    "announces a length of five bytes": (
+        sending(b"\x30\xff\xff\xff\xff\x01"),
+        f"{FORBIDDEN}: Invalid variable byte integer",
+    ),
+    "announces a quarter of a gigabyte of CONNACK": (
+        sending(b"\x20\xff\xff\xff\x7f\x00"),
+        f"{FORBIDDEN}: a packet of 268435460 bytes that is no message",
+    ),
     "sends QoS 2": (sending(QOS_2), f"{FORBIDDEN}: a message of QoS 2 where QoS 1 was granted"),
     "sends a topic alias": (sending(ALIASED), f"{FORBIDDEN}: a topic alias, which was not allowed"),
     "sends a second CONNACK": (sending(ConnAckPacket()), f"{FORBIDDEN}: an unexpected ConnAckPacket"),
     "sends a second SUBACK": (sending(SUBSCRIBED), f"{FORBIDDEN}: an unexpected SubAckPacket"),
     "sends CONNECT": (sending(ConnectPacket("x")), f"{FORBIDDEN}: an unexpected ConnectPacket"),
     "sends PINGREQ": (sending(PingReqPacket()), f"{FORBIDDEN}: an unexpected PingReqPacket"),
-    "sends PUBACK": (sending(PubAckPacket(1)), f"{FORBIDDEN}: an unexpected PubAckPacket"),
+    "acknowledges what was never sent": (sending(PubAckPacket(1)), f"{FORBIDDEN}: an unexpected PubAckPacket"),
+    "acknowledges SUBSCRIBE as a message": (sending(PubRelPacket(1)), f"{FORBIDDEN}: an unexpected PubRelPacket"),
+    "ends a subscription": (
+        sending(UnsubAckPacket(1, [UnsubAckReasonCode.SUCCESS])),
+        f"{FORBIDDEN}: an unexpected UnsubAckPacket",
+    ),
+    "wants to authenticate": (
+        sending(AuthPacket(authentication_method="m")),
+        f"{FORBIDDEN}: an unexpected AuthPacket",
+    ),
+    "closes in the middle of a packet": (
+        closing_after(sending(message(1).write()[:-1])),
+        "the broker closed the connection",
+    ),
 }
 
 
@@ -537,7 +681,7 @@ async def test_a_broker_that(script: Script, error: str) -> None:
 async def test_a_property_that_is_no_utf8_ends_the_connection_and_not_the_daemon() -> None:
     async with broker_with(sending(NOT_UTF8)) as broker, subscriber_at(broker.port) as house:
         await until(lambda: bool(house.errors()))
-        assert house.errors()[0].startswith(FORBIDDEN)
+        assert house.errors()[0].startswith(f"{FORBIDDEN}: text that is not UTF-8")
         await until(lambda: len(broker.heard) == 2)
         await house.subscribed()
 
@@ -607,6 +751,181 @@ async def test_messages_before_a_disconnect_in_the_same_breath_are_taken() -> No
         house.sessions[0].acknowledge([1])  # the connection is closing: no harm
         await until(lambda: bool(house.errors()))
         await house.subscribed()
+
+
+async def test_a_broker_that_uses_an_id_twice_is_left_and_both_messages_before_that_count() -> None:
+    """Both were taken; the second PUBACK with that id could acknowledge a third message, which is not stored yet."""
+    script = sending(message(1, b"first"), message(2, b"second"), message(1, b"third"), message(3, b"fourth"))
+    async with broker_with(script) as broker, subscriber_at(broker.port) as house:
+        await until(lambda: bool(house.errors()))
+        assert house.errors() == [f"{FORBIDDEN}: the packet id 1 again, before it was acknowledged"]
+        assert house.payloads == [b"first", b"second"]
+        await house.subscribed()
+        assert [type(packet) for packet in broker.heard[0]] == [DisconnectPacket]
+
+
+async def test_an_id_may_come_again_once_it_was_acknowledged_and_only_then() -> None:
+    acknowledged = asyncio.Event()
+
+    async def script(peer: Peer) -> None:
+        await sending(message(1, b"first"), message(2, b"second"))(peer)
+        await acknowledged.wait()
+        await peer.send(message(1, b"third"), message(1, b"fourth"))
+
+    async with broker_with(script) as broker, subscriber_at(broker.port, receive_maximum=2) as house:
+        await house.received(2)
+        house.sessions[0].acknowledge([1, 2])
+        acknowledged.set()
+        assert await house.received(3) == [b"first", b"second", b"third"]
+        await until(lambda: bool(house.errors()))
+        assert house.errors() == [f"{FORBIDDEN}: the packet id 1 again, before it was acknowledged"]
+
+
+async def test_a_broker_that_exceeds_the_receive_maximum_may_run_out_of_ids() -> None:
+    """Mosquitto 2.0 does so after a reconnect, with more than 65,535 messages waiting."""
+    script = sending(message(1, b"first"), message(2, b"second"), message(1, b"third"))
+    async with broker_with(script) as broker, subscriber_at(broker.port, receive_maximum=2) as house:
+        assert await house.received(3) == [b"first", b"second", b"third"]
+        house.sessions[0].acknowledge(house.ids)
+        await until(lambda: len(broker.heard[0]) == 3)
+        assert house.errors() == []
+
+
+async def test_a_broker_without_shared_subscriptions_cannot_serve_a_share_group() -> None:
+    poor = ConnAckPacket(shared_subscription_available=False)
+    async with broker_with(answering(poor)) as broker, subscriber_at(broker.port, share_group="store") as house:
+        await until(lambda: bool(house.errors()))
+        assert house.errors()[0].startswith("the broker cannot serve us: it knows no shared subscriptions")
+    async with broker_with(answering(poor, SUBSCRIBED)) as broker, subscriber_at(broker.port) as house:
+        await house.subscribed()
+
+
+async def test_what_a_broker_offers_less_than_was_asked_is_said() -> None:
+    poor = ConnAckPacket(max_qos=QoS.AT_MOST_ONCE, session_expiry_interval=60)
+    async with broker_with(answering(poor, SUBSCRIBED)) as broker, subscriber_at(broker.port) as house:
+        await house.subscribed()
+        said = {entry["event"]: entry for entry in house.logs}
+        no_qos_1 = said["the broker knows only QoS 0: messages will be lost; see docs/broker.md"]
+        assert no_qos_1["log_level"] == "error"
+        shorter = said["the broker will keep the session for a shorter time than asked"]
+        assert (shorter["log_level"], shorter["expiry_s"]) == ("warning", 60)
+
+
+@pytest.mark.parametrize("properties", [0, 3 * 1024 * 1024])
+async def test_of_a_message_that_is_too_large_the_start_is_taken_and_the_rest_is_read_past(properties: int) -> None:
+    """A session that ended over it would get it again, for ever, and every other message would wait behind it."""
+    filling = [("", "p" * 50_000)] * (properties // 50_000)
+    large = PublishPacket(
+        TOPIC, b"x" * 5 * 1024 * 1024, qos=QoS.AT_LEAST_ONCE, packet_id=2, retain=True, user_properties=filling
+    )
+    script = sending(message(1, b"before"), large, message(3, b"behind"))
+    async with broker_with(script) as broker, subscriber_at(broker.port) as house:
+        await house.received(3)
+        before, start, behind = house.packets
+        assert (before.payload, behind.payload) == (b"before", b"behind")
+        assert (start.topic, start.qos, start.packet_id, start.retain) == (TOPIC, QoS.AT_LEAST_ONCE, 2, True)
+        assert len(start.payload) > PAYLOAD_BYTES_MAX
+        assert start.payload in large.write()
+        house.sessions[0].acknowledge(house.ids)
+        await until(lambda: len(broker.heard[0]) == 3)
+        assert house.errors() == []
+        (warning,) = [entry for entry in house.logs if entry["log_level"] == "warning"]
+        assert (warning["topic"], warning["packet_bytes"]) == (TOPIC, len(large.write()))
+
+
+async def test_what_a_broker_sends_while_paused_stays_with_it_even_at_qos_0() -> None:
+    """Nothing bounds messages of QoS 0 but the sockets' own buffers."""
+    sent = 0
+
+    async def script(peer: Peer) -> None:
+        nonlocal sent
+        await welcome(peer)
+        while True:
+            await peer.send(PublishPacket(TOPIC, b"x" * 1_000_000))
+            sent += 1
+
+    async with broker_with(script) as broker, subscriber_at(broker.port) as house:
+        await house.received(1)
+        house.subscriber.pause()
+        taken, seen = len(house.packets), -1
+        while seen != sent:  # until the broker can send nothing more
+            seen = sent
+            await asyncio.sleep(0.3)
+        assert len(house.packets) == taken
+        house.subscriber.resume()
+        await house.received(sent + 10)
+
+
+async def test_a_broker_that_reads_nothing_does_not_make_memory_grow() -> None:
+    deaf = asyncio.Event()
+
+    async def script(peer: Peer) -> None:
+        await sending(message(1))(peer)
+        await deaf.wait()
+        raise EOFError  # hangs up without having read anything
+
+    async with broker_with(script) as broker, subscriber_at(broker.port) as house:
+        await house.received(1)
+        for _ in range(1000):
+            house.sessions[0].acknowledge([1] * 65_535)
+        await until(lambda: bool(house.errors()))
+        assert house.errors() == ["the broker does not read what is sent to it"]
+        await house.subscribed()
+        deaf.set()
+
+
+@pytest.mark.parametrize("unsent_max", [0, 1 << 40])
+async def test_a_connection_ends_even_if_the_broker_does_not_read_the_good_bye(
+    monkeypatch: pytest.MonkeyPatch, unsent_max: int
+) -> None:
+    monkeypatch.setattr("daemon.subscriber.UNSENT_BYTES_MAX", 1 << 40)
+    monkeypatch.setattr("daemon.subscriber.CLOSE_TIMEOUT_S", 0.05)
+    may_lie, deaf = asyncio.Event(), asyncio.Event()
+
+    async def script(peer: Peer) -> None:
+        await sending(message(1))(peer)
+        await may_lie.wait()
+        await peer.send(b"\0\0")
+        await deaf.wait()
+        raise EOFError  # hangs up without having read anything
+
+    async with broker_with(script) as broker, subscriber_at(broker.port) as house:
+        await house.received(1)
+        for _ in range(200):
+            house.sessions[0].acknowledge([1] * 65_535)
+        monkeypatch.setattr("daemon.subscriber.UNSENT_BYTES_MAX", unsent_max)  # the good-bye itself may be too much
+        may_lie.set()
+        await until(lambda: bool(house.errors()))
+        assert house.errors() == [f"{FORBIDDEN}: Invalid PacketType value: 0"]
+        await house.subscribed()
+        deaf.set()
+
+
+async def test_a_suback_that_never_comes_is_not_waited_for_for_ever(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("daemon.subscriber.SUBACK_TIMEOUT_S", 0.1)
+
+    async def script(peer: Peer) -> None:
+        await peer.receive()
+        await peer.send(ConnAckPacket(server_keep_alive=1))
+        while True:
+            if isinstance(await peer.receive(), PingReqPacket):
+                await peer.send(PingRespPacket())
+
+    async with broker_with(script) as broker, subscriber_at(broker.port) as house:
+        await until(lambda: bool(house.errors()))
+        assert house.errors() == ["the broker did not answer SUBSCRIBE within 0.1 s"]
+        await house.subscribed()
+
+
+@pytest.mark.parametrize("keep_alive_s", [0, 65_535])
+async def test_a_broker_cannot_make_it_wait_longer_for_a_dead_connection(
+    monkeypatch: pytest.MonkeyPatch, keep_alive_s: int
+) -> None:
+    monkeypatch.setattr("daemon.subscriber.KEEP_ALIVE_S", 0.2)
+    script = answering(ConnAckPacket(server_keep_alive=keep_alive_s), SUBSCRIBED)
+    async with broker_with(script) as broker, subscriber_at(broker.port) as house:
+        await until(lambda: bool(house.errors()))
+        assert house.errors()[0].startswith("nothing was heard from the broker for ")
 
 
 async def test_a_grant_of_qos_0_alone_is_warned_about() -> None:
@@ -690,22 +1009,97 @@ def pieces_of(stream: bytes) -> Iterator[list[bytes]]:
         yield [stream[at : at + size] for at in range(0, len(stream), size)]
 
 
-async def test_packets_may_be_cut_anywhere(stream: bytes) -> None:
-    broker = broker_from_url("mqtt://h", tls=None, client_id="c", share_group=None, receive_maximum=10)
-    for pieces in pieces_of(stream):
-        taken: list[tuple[str, bytes, int | None]] = []
+class Fed:
+    """A session that is fed by hand, and what came of it."""
 
-        def take(
-            _: Session, publishes: list[PublishPacket], taken: list[tuple[str, bytes, int | None]] = taken
-        ) -> None:
-            taken += [(packet.topic, packet.payload, packet.packet_id) for packet in publishes]
-
-        session = Session(broker, take, Metrics(Accounts(), lambda: 0.0))
+    def __init__(self, pieces: Iterable[bytes]) -> None:
+        self.taken: list[tuple[str, bytes, int | None]] = []
+        broker = broker_from_url("mqtt://h", tls=None, client_id="c", share_group=None, receive_maximum=10)
+        self.session = Session(broker, self._take, Metrics(Accounts(), lambda: 0.0))
+        self.session.subscribe()
         for piece in pieces:
-            session.data_received(piece)
-        assert taken == [(TOPIC, b"a" * 200, 300), (TOPIC, b"", None), ("vehicles/v-1/reading", b"{}", 1)]
-        assert session.connack.result().session_present
-        assert session.suback.result().reason_codes == [GRANTED, GRANTED]
+            self.session.data_received(piece)
+
+    def _take(self, session: Session, publishes: list[PublishPacket]) -> None:
+        self.taken += [(packet.topic, packet.payload, packet.packet_id) for packet in publishes]
+
+    def end(self) -> str:
+        self.session.connection_lost(None)
+        return str(self.session.ended.exception())
+
+
+async def test_packets_may_be_cut_anywhere(stream: bytes) -> None:
+    for pieces in pieces_of(stream):
+        fed = Fed(pieces)
+        assert fed.taken == [(TOPIC, b"a" * 200, 300), (TOPIC, b"", None), ("vehicles/v-1/reading", b"{}", 1)]
+        assert fed.session.connack.result().session_present
+        assert fed.session.suback.result().reason_codes == [GRANTED, GRANTED]
+
+
+LIES = {
+    "garbage": (b"\0\0", f"{FORBIDDEN}: Invalid PacketType value: 0"),
+    "an id twice": (message(300).write(), f"{FORBIDDEN}: the packet id 300 again, before it was acknowledged"),
+    "a topic alias": (ALIASED.write(), f"{FORBIDDEN}: a topic alias, which was not allowed"),
+    "a second CONNACK": (ConnAckPacket().write(), f"{FORBIDDEN}: an unexpected ConnAckPacket"),
+    "a good-bye": (SHUTTING_DOWN.write(), "the broker disconnected us: SERVER_SHUTTING_DOWN (back at noon)"),
+}
+
+
+@pytest.mark.parametrize(("lie", "end"), LIES.values(), ids=list(LIES))
+async def test_wherever_it_is_cut_what_came_before_a_lie_is_taken_and_nothing_behind_it(
+    stream: bytes, lie: bytes, end: str
+) -> None:
+    for pieces in pieces_of(stream + lie + message(7, b"behind").write() + ConnAckPacket().write()):
+        fed = Fed(pieces)
+        assert [payload for _, payload, _ in fed.taken] == [b"a" * 200, b"", b"{}"]
+        assert fed.end() == end
+
+
+@pytest.mark.parametrize("excess", [0, 1, 2, 65_536, 1_000_000])
+@pytest.mark.parametrize("piece_bytes", [1_400, 65_536, 262_144])
+async def test_a_message_of_any_size_is_followed_by_the_next_one(excess: int, piece_bytes: int) -> None:
+    """The largest that is taken whole, and larger ones, in pieces as the network gives them."""
+    payload = b"x" * (PACKET_BYTES_MAX - len(message(1, b"").write()) - 3 + excess)  # its length takes 3 bytes more
+    messages = [message(1, b"before"), message(2, payload), message(3, b"behind"), message(4, payload)]
+    stream = ConnAckPacket().write() + b"".join(packet.write() for packet in messages)
+    assert len(messages[1].write()) == PACKET_BYTES_MAX + excess
+    fed = Fed(stream[at : at + piece_bytes] for at in range(0, len(stream), piece_bytes))
+    assert [packet_id for _, _, packet_id in fed.taken] == [1, 2, 3, 4]
+    before, large, behind, last = (taken for _, taken, _ in fed.taken)
+    assert (before, behind) == (b"before", b"behind")
+    for taken in (large, last):
+        assert taken in b"\0" + payload  # with the length of the properties, where only the start is taken
+        assert len(taken) > PAYLOAD_BYTES_MAX
+    if not excess:
+        assert large == last == payload
+
+
+@pytest.mark.parametrize(("qos", "packet_id"), [(QoS.AT_MOST_ONCE, None), (QoS.AT_LEAST_ONCE, 1)])
+async def test_the_start_of_a_message_begins_with_its_properties(qos: QoS, packet_id: int | None) -> None:
+    packet = PublishPacket(TOPIC, b"x" * 5 * 1024 * 1024, qos=qos, packet_id=packet_id, message_expiry_interval=7)
+    stream = ConnAckPacket().write() + packet.write()
+    fed = Fed(stream[at : at + 65_536] for at in range(0, len(stream), 65_536))
+    ((topic, payload, found_id),) = fed.taken
+    properties = b"\5\2\0\0\0\7"  # their length, and the message's expiry
+    assert (topic, found_id) == (TOPIC, packet_id)
+    assert payload == properties.ljust(len(payload), b"x")
+
+
+async def test_the_start_of_a_message_that_is_too_large_is_checked_like_any_other() -> None:
+    before = ConnAckPacket().write() + message(1).write()
+    size = b"\xff\xff\xff\x7f"
+    starts = {
+        b"\x32" + size + b"\x00\x01m\x00\x01": "the packet id 1 again, before it was acknowledged",
+        b"\x32" + size + b"\x00\x01m\x00\x00": "the packet id 0",
+        b"\x34" + size + b"\x00\x01m\x00\x02": "a message of QoS 2 where QoS 1 was granted",
+        b"\x36" + size + b"\x00\x01m\x00\x02": "Invalid QoS value: 3",
+        b"\x30" + size + b"\x00\x00": "Topic alias must be set if topic is empty",
+        b"\x30" + size + b"\x00\x01\xff": "'utf-8' codec can't decode byte 0xff in position 0: invalid start byte",
+    }
+    for start, end in starts.items():
+        fed = Fed([before, start, *[b"x" * 65_536] * 40])
+        assert [payload for _, payload, _ in fed.taken] == [b"x"]
+        assert fed.end() == f"{FORBIDDEN}: {end}"
 
 
 @pytest.mark.parametrize(
