@@ -13,9 +13,9 @@ from daemon.batch import Contents
 from daemon.drain import Drain
 from daemon.settle import Settler
 from daemon.spool import Spool
+from dev.house import eventually
 from dev.network import Network
 from sql.pool import Pool, open_pool
-from tests.flow.house import eventually
 from tests.test_writer import ROWS_MAX, SPOOL_AFTER_S, Desk, at_work, end_sessions, meter, vehicle
 
 MEBIBYTE = 2**20

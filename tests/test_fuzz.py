@@ -9,7 +9,7 @@ import pytest
 
 from dev.fuzz import TARGETS, fuzz
 from dev.fuzz_target import Broken, Target, expect
-from tests.flow.house import ROOT
+from dev.house import ROOT
 
 
 def check(data: bytes) -> None:

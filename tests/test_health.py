@@ -22,12 +22,12 @@ from daemon.settings import DaemonSettings
 from daemon.status import LastProblem
 from dev.books import parse_books
 from dev.broker import PrivateBroker
+from dev.house import eventually
 from dev.postgres import PrivatePostgres
 from dev.processes import free_port
 from dev.publisher import Publisher
 from sql.migrate import migrate
 from sql.settings import SettingsError
-from tests.flow.house import eventually
 
 READING = b'{"kwhConsumedAc": 1, "voltage": 230}'
 _numbers = itertools.count(1)

@@ -14,13 +14,13 @@ from daemon import maintenance as maintenance_module
 from daemon.accounts import Accounts
 from daemon.maintenance import DAYS_AHEAD, Maintenance, days_ahead, first_day_kept
 from daemon.metrics import Metrics
+from dev.house import eventually
 from dev.postgres import PrivatePostgres
 from sql import partitions, rejections
 from sql.migrate import migrate
 from sql.partitions import HISTORY_TABLES, Days, list_days
 from sql.pool import Pool, open_pool
 from sql.rejections import Rejection
-from tests.flow.house import eventually
 
 RETENTION_DAYS = 30
 

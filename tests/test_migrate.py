@@ -8,10 +8,10 @@ from pathlib import Path
 import asyncpg
 import pytest
 
+from dev.house import eventually
 from dev.postgres import PrivatePostgres
 from sql.errors import SchemaError
 from sql.migrate import Migration, load, migrate, verify
-from tests.flow.house import eventually
 
 FIRST = Migration(1, "first", "CREATE TABLE first (n integer)")
 SECOND = Migration(2, "second", "CREATE TABLE second (n integer)")

@@ -23,10 +23,10 @@ from paho.mqtt.properties import Properties
 from paho.mqtt.reasoncodes import ReasonCode
 from paho.mqtt.subscribeoptions import SubscribeOptions
 
+from dev.house import eventually
 from dev.processes import Child, free_port
 from tests.certificates import SCRIPT as CERTIFICATES
 from tests.certificates import Authority
-from tests.flow.house import eventually
 
 SHIPPED = Path(__file__).parent.parent / "mosquitto"
 SBIN = f"{os.environ['PATH']}:/usr/sbin:/usr/local/sbin:/opt/homebrew/sbin"

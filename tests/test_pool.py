@@ -10,12 +10,12 @@ from urllib.parse import urlsplit
 import asyncpg
 import pytest
 
+from dev.house import eventually
 from dev.network import Network
 from dev.processes import free_port
 from sql import pool as pool_module
 from sql.errors import Verdict, judge
 from sql.pool import LIMITS, Connection, Pool, lease, open_pool
-from tests.flow.house import eventually
 
 INSERT = "INSERT INTO meter_status VALUES ('m1', now(), 1, 230, now())"
 

@@ -8,6 +8,7 @@ import asyncpg
 import pytest
 from msgspec.structs import replace
 
+from dev.house import eventually
 from dev.postgres import PrivatePostgres
 from sql import rejections
 from sql.migrate import load, migrate
@@ -23,7 +24,6 @@ from sql.rejections import (
     insert,
     purge,
 )
-from tests.flow.house import eventually
 
 AT = datetime(2024, 5, 1, 12, tzinfo=UTC)
 

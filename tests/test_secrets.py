@@ -24,10 +24,10 @@ from msgspec import Struct
 
 from api.auth import Role, new_token
 from dev.broker import PrivateBroker
+from dev.house import ROOT, eventually
 from dev.postgres import PrivatePostgres
 from dev.processes import Child, free_port
 from tests.certificates import Authority
-from tests.flow.house import ROOT, eventually
 
 DATABASE_PASSWORD = "d@ta/base?pass#wörd%'1"
 BROKER_PASSWORD = "br0ker-p@ss/w?rd#%\\2"

@@ -17,10 +17,10 @@ import asyncpg
 import pytest
 
 from dev.broker import PrivateBroker
+from dev.house import ROOT, House
 from dev.postgres import PrivatePostgres
 from dev.publisher import Publisher
 from tests.api.server import sidecar
-from tests.flow.house import ROOT, House
 
 PAGE = ROOT / "SECURITY.md"
 READING = b'{"kwhConsumedAc":0.25,"voltage":230}'

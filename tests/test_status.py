@@ -10,8 +10,8 @@ import structlog
 from daemon.accounts import Accounts
 from daemon.status import LastProblem, identity, readings_of
 from dev.broker import PrivateBroker
+from dev.house import eventually
 from sql import logs
-from tests.flow.house import eventually
 from tests.test_health import READING, Daemon, publish, running
 
 

@@ -14,13 +14,13 @@ import asyncpg
 import pytest
 
 from dev.broker import PrivateBroker
+from dev.house import ROOT, eventually
 from dev.processes import Child, free_port
 from dev.publisher import Publisher
 from sql.errors import Verdict, judge
 from sql.pool import ConnectError, lease, open_pool
 from sql.tls import BROKER, DATABASE, explain, in_words
 from tests.certificates import Authority
-from tests.flow.house import ROOT, eventually
 from tests.tls_postgres import TlsFront, has_system_postgres, system_postgres
 
 READING = b'{"kwhConsumedAc":0.25,"voltage":230}'

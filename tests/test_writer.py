@@ -35,11 +35,11 @@ from daemon.settle import Settler
 from daemon.spool import Spool
 from daemon.subscriber import Session
 from daemon.writer import Writer
+from dev.house import eventually
 from dev.network import Network
 from dev.postgres import BINARIES
 from sql.flood import Flood
 from sql.pool import Pool, lease, open_pool
-from tests.flow.house import eventually
 
 NOON = datetime(2024, 5, 1, 12, tzinfo=UTC)
 KEEP_FOR_EVER = Rules(clock_ahead_max=timedelta(minutes=5), retention=None)

@@ -20,11 +20,11 @@ from api import access, analytics
 from api.app import build_app
 from api.contract import Operation
 from api.routes import OPERATIONS, by_path
+from dev.house import eventually
 from dev.postgres import PrivatePostgres
 from dev.processes import free_port
 from sql.migrate import migrate
 from tests.api.conftest import NOW, check_problem, client_of, meter, running, settings
-from tests.flow.house import eventually
 
 
 @pytest.mark.parametrize("path", ["/", "/v1", "/v1/", "/v1/meters/", "/v2/meters", "/api", "/v1/meters/a/b", "/x%00"])

@@ -13,10 +13,10 @@ from hypothesis import strategies as st
 from api.app import build_app
 from daemon.readings import Receipt, ReceiptClock, Rules, decode, decode_item
 from dev.broker import PrivateBroker
+from dev.house import House
 from dev.publisher import Publisher
 from tests.api.conftest import NOW, meter, running, vehicle
 from tests.api.conftest import settings as api_settings
-from tests.flow.house import House
 from tests.test_readings import broken_objects, objects
 
 RULES = Rules(clock_ahead_max=timedelta(seconds=300), retention=None)

@@ -19,10 +19,10 @@ from uvicorn.server import ServerState
 from api import access, bodies, server
 from api.app import build_app
 from api.server import HEAD_BYTES_MAX
+from dev.house import eventually
 from dev.processes import ProcessError
 from tests.api.conftest import NOW, meter, settings, vehicle
 from tests.api.server import Sidecar, sidecar
-from tests.flow.house import eventually
 
 READINGS = 100_000
 

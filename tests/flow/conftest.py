@@ -7,8 +7,8 @@ from pathlib import Path
 import pytest
 
 from dev.broker import PrivateBroker
+from dev.house import House
 from dev.postgres import PrivatePostgres
-from tests.flow.house import House
 
 
 @pytest.fixture

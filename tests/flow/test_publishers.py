@@ -13,8 +13,8 @@ from paho.mqtt.enums import CallbackAPIVersion, MQTTProtocolVersion
 from daemon.readings import PAYLOAD_BYTES_MAX, REASONS
 from dev.books import Books
 from dev.broker import PrivateBroker
+from dev.house import ROOT, House
 from dev.publisher import Publisher
-from tests.flow.house import ROOT, House
 
 RECORDING = Path(__file__).parent.parent / "data" / "vehicle_gueni_2023-05-16.ndjson"
 GOOD = b'{"kwhConsumedAc":0.25,"voltage":230,"timestamp":"2026-01-02T03:04:05Z"}'

@@ -12,7 +12,7 @@ import asyncpg
 import psutil
 import pytest
 
-from tests.flow.house import ROOT, eventually
+from dev.house import ROOT, eventually
 
 
 async def start(folder: Path, **variables: str) -> asyncio.subprocess.Process:

@@ -12,9 +12,9 @@ import httpx2
 import msgspec
 import pytest
 
+from dev.house import ROOT, House
 from dev.processes import Child, free_port, port_answers
 from dev.publisher import Publisher
-from tests.flow.house import ROOT, House
 
 READINGS = 3000
 CLIENTS = 32
