@@ -101,7 +101,7 @@ class _AccountsCollector(Collector):
         yield CounterMetricFamily("fleetwatt_readings_received", "Readings that arrived", value=books.received)
         yield _by("kind", "fleetwatt_readings_stored", "Readings stored", books.stored)
         yield _by("kind", "fleetwatt_readings_duplicate", "Readings that were stored already", books.duplicate)
-        yield _by("reason", "fleetwatt_readings_rejected", "Readings rejected; kept with their bytes up to a rate", books.rejected)
+        yield _by("reason", "fleetwatt_readings_rejected", "Readings rejected; kept up to a rate", books.rejected)
         yield GaugeMetricFamily("fleetwatt_readings_spooled", "Readings in the spool", value=books.spooled)
         yield GaugeMetricFamily("fleetwatt_readings_in_flight", "Readings on their way", value=books.in_flight)
         yield GaugeMetricFamily(

@@ -23,7 +23,7 @@ class Stack:
     """Everything that `python -m dev run` starts. The data stay in the folder, the ports are new each time."""
 
     def __init__(self, folder: Path, settings: Mapping[str, str] | None = None) -> None:
-        """`settings` are settings of the daemon; those of the environment apply as well, but for addresses and places."""
+        """`settings` are the daemon's; those of the environment apply as well, but for addresses and places."""
         folder.mkdir(parents=True, exist_ok=True)
         self.folder = folder
         self._lock = _lock(folder)
