@@ -2,6 +2,7 @@
 FLEET ?= 200
 SECONDS ?= 0
 MESSAGES ?= 100000
+TEST_PROCESSES ?= 3
 ATTACK_SECONDS ?= 120
 FUZZ_SECONDS ?= 60
 RUNS ?= 1
@@ -19,7 +20,7 @@ run: .venv/ready broker ## try it: private broker and database, daemon, simulate
 	@FLEET=$(FLEET) SECONDS=$(SECONDS) .venv/bin/python -m dev run
 
 test: .venv/ready broker ## all tests, against a real broker and a real database
-	@.venv/bin/python -m pytest
+	@.venv/bin/python -m pytest -n $(TEST_PROCESSES) --dist loadfile
 
 check: .venv/ready ## style, types and the rules that are tests
 	@.venv/bin/ruff check
