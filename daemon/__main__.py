@@ -14,6 +14,7 @@ import uvloop
 
 from daemon import check, rejects, service
 from daemon.settings import DaemonSettings
+from daemon.spool_file import DamagedError, SpoolFileError
 from daemon.status import LastProblem
 from sql import logs
 from sql.errors import SchemaError
@@ -54,8 +55,14 @@ def _run() -> int:
     settings = read(DaemonSettings, os.environ)
     last_problem = LastProblem()
     logs.configure(settings.log_format, settings.log_level, last_problem)
-    uvloop.run(service.run(settings, last_problem))
-    return 0
+    code = 0
+    try:
+        uvloop.run(service.run(settings, last_problem))
+    except* (DamagedError, SpoolFileError) as group:
+        for error in group.exceptions:
+            log.error("the daemon ends because of its spool; a start saves what can be read", error=str(error))
+        code = 1
+    return code
 
 
 def _migrate() -> int:

@@ -18,7 +18,7 @@ from sql.rejections import Rejection
 from sql.store import Kind, Row
 
 BYTES_MAX = 16 * 1024 * 1024
-"""Of payload, from which on a batch is full whatever it has in rows: a message may have a megabyte."""
+"""Of topics and payload, from which on a batch is full whatever it has in rows: a message may have a megabyte."""
 
 
 class Acknowledger(Protocol):
@@ -57,12 +57,12 @@ class Batch:
         self.readings = 0
         self.bytes = 0
 
-    def add(self, decoded: Decoded, payload_bytes: int, packet_id: int | None) -> None:
+    def add(self, decoded: Decoded, message_bytes: int, packet_id: int | None) -> None:
         """Take the rows that one message was decoded to, and count; a message of QoS 0 has no packet id."""
         if decoded.kind is not None and decoded.rows:
             self.contents.rows.setdefault(decoded.kind, []).extend(decoded.rows)
         self.readings += len(decoded.rows) + len(decoded.rejections)
-        self.bytes += payload_bytes
+        self.bytes += message_bytes
         if packet_id is not None:
             self.packet_ids.append(packet_id)
 
@@ -129,7 +129,7 @@ class Batches:
 
     @property
     def bytes(self) -> int:
-        """Bytes of payload in all batches that are not settled."""
+        """Bytes of messages in all batches that are not settled."""
         in_hand = self._being_written.bytes if self._being_written else 0
         return in_hand + sum(batch.bytes for batch in self._waiting)
 

@@ -64,9 +64,9 @@ class Drain:
         backoff = Backoff(FIRST_RETRY_S, LONGEST_RETRY_S)
         while self._outage.is_lasting:
             try:
-                async with asyncio.timeout(KNOCK_TIMEOUT_S), lease(self._pool) as connection:
+                async with lease(self._pool, KNOCK_TIMEOUT_S) as connection:  # connecting has a time of its own
                     await connection.fetchval("SELECT 1")
                 return
             except Exception as error:
-                self._outage.failed(error)
+                self._outage.failed(error, self)
                 await asyncio.sleep(backoff.next_s())

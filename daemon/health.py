@@ -11,7 +11,6 @@ from collections.abc import AsyncIterator, Iterator
 from contextlib import asynccontextmanager, contextmanager
 from datetime import UTC, datetime
 
-import asyncpg
 import msgspec
 import uvicorn
 from prometheus_client import CONTENT_TYPE_LATEST, CollectorRegistry, generate_latest
@@ -53,6 +52,8 @@ class Readiness:
             faults.append("not subscribed at the broker")
         if (age_s := self._batches.oldest_age_s()) > WAITING_MAX_S:
             faults.append(f"readings have been waiting for {age_s:.0f} s to be stored")
+        if self._outage.is_lasting:
+            faults.append(f"readings go to the spool, since the database does not take them: {self._outage.error}")
         if self._maintenance.schema_fault:
             faults.append(self._maintenance.schema_fault)
         if time.monotonic() - self._outage.last_commit_at_s > COMMIT_FRESH_S and (fault := await self._ask_database()):
@@ -63,7 +64,7 @@ class Readiness:
         try:
             async with asyncio.timeout(2), lease(self._pool) as connection:
                 await connection.fetchval("SELECT 1")
-        except (asyncpg.PostgresError, asyncpg.InterfaceError, OSError) as error:
+        except Exception as error:  # whatever a server or a driver in disorder may say
             return f"the database does not answer: {error or type(error).__name__}"
         return None
 

@@ -3,7 +3,6 @@
 import asyncio
 from datetime import UTC, date, datetime, timedelta
 
-import asyncpg
 import structlog
 
 from daemon.backoff import Backoff
@@ -46,7 +45,7 @@ class Maintenance:
                 async with lease(self._pool) as connection:
                     await self._round(connection)
                 await self._purge()
-            except (SchemaError, asyncpg.PostgresError, asyncpg.InterfaceError, OSError) as error:
+            except Exception as error:  # whatever a server or a driver in disorder may say
                 text = str(error) or type(error).__name__
                 if text != said:
                     log.error("maintenance failed, trying again", error=text, sqlstate=sqlstate(error))

@@ -1,6 +1,5 @@
 """What the daemon tells Prometheus. docs/operations.md lists every name; a test holds that it does."""
 
-import time
 from collections.abc import Callable, Iterator
 
 from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram, PlatformCollector, ProcessCollector
@@ -69,11 +68,14 @@ class Metrics:
         self._batch_readings.observe(batch.readings)
         self._batch_store_seconds.observe(committed_at_s - started_at_s)
         self._receipt_to_commit_seconds.observe(committed_at_s - batch.opened_at_s)
-        self._last_commit.set(time.time())
 
     def rejections_not_kept(self, reason: str, count: int) -> None:
         """That many rejections of a flood were counted only."""
         self._rejections_not_kept.labels(reason).inc(count)
+
+    def watch_commits(self, last_commit_at_s: Callable[[], float]) -> None:
+        """Export the Unix time of the last commit, from the spool or not."""
+        self._last_commit.set_function(last_commit_at_s)
 
     def watch_spool(self, bytes_taken: Callable[[], int], oldest_age_s: Callable[[], float]) -> None:
         """Export the spool's size and age; without a spool both are 0."""

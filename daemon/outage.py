@@ -19,8 +19,8 @@ class Outage:
 
     def __init__(self) -> None:
         self._since_s: float | None = None
-        self._said: Verdict | None = None
-        self._said_at_s = 0.0
+        self._said_at_s: dict[Verdict, float] = {}
+        self._ours: set[object] = set()
         self.is_lasting = False
         """Readings go to the spool, without another try, until something was stored again."""
         self.error: str | None = None
@@ -32,20 +32,29 @@ class Outage:
 
     @property
     def is_ours(self) -> bool:
-        """Whether waiting will not mend it: the schema, a right or a password is wrong."""
-        return self._said is Verdict.OURS
+        """Whether anybody meets what waiting will not mend: the schema, a right or a password is wrong."""
+        return bool(self._ours)
 
-    def failed(self, error: Exception) -> None:
-        """A try failed."""
+    def failed(self, error: Exception, source: object) -> None:
+        """A try failed. `source` stands for who tried what, whose next success is the end of that fault."""
         now_s = time.monotonic()
         if isinstance(error, asyncpg.PostgresError):
             self.last_sign_at_s = now_s
         if self._since_s is None:
             self._since_s = now_s
         self.error = f"{sqlstate(error)}: {error}" if str(error) else type(error).__name__
-        if judge(error) is not self._said or now_s - self._said_at_s >= REMIND_INTERVAL_S:
-            self._said, self._said_at_s = judge(error), now_s
+        verdict = judge(error)
+        if verdict is Verdict.OURS:
+            self._ours.add(source)
+        else:
+            self._ours.discard(source)
+        if now_s - self._said_at_s.get(verdict, float("-inf")) >= REMIND_INTERVAL_S:
+            self._said_at_s[verdict] = now_s
             self._say(error)
+
+    def succeeded(self, source: object) -> None:
+        """A try worked."""
+        self._ours.discard(source)
 
     def spooled(self) -> None:
         """A batch went to the spool, after a refusal or after silence."""
@@ -57,13 +66,14 @@ class Outage:
             log.warning("the database stays away, readings go to the spool", error=self.error)
 
     def stored(self) -> None:
-        """Something was committed, so there is no outage."""
+        """All of a batch was committed. The outage is over, unless somebody else still meets a fault of ours."""
         self.last_sign_at_s = self.last_commit_at_s = time.monotonic()
         self.last_commit_at = datetime.now(UTC)
-        if self._since_s is not None:
+        self.is_lasting = False
+        if self._since_s is not None and not self._ours:
             log.info("database back", away_s=round(time.monotonic() - self._since_s, 1))
-            self._since_s = self._said = self.error = None
-            self.is_lasting = False
+            self._since_s = self.error = None
+            self._said_at_s.clear()
 
     def _say(self, error: Exception) -> None:
         event = {"error": str(error) or type(error).__name__, "sqlstate": sqlstate(error)}

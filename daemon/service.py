@@ -68,7 +68,7 @@ class Intake:
         before = batch.readings
         for packet in publishes:
             decoded = decode(packet.topic, packet.payload, late if packet.retain else receipt)
-            batch.add(decoded, len(packet.payload), packet.packet_id)
+            batch.add(decoded, len(packet.topic) + len(packet.payload), packet.packet_id)
             if decoded.rejections:
                 batch.contents.reject(decoded.rejections, self._flood)
         self._accounts.receive(batch.readings - before)
@@ -125,6 +125,7 @@ async def serve(settings: DaemonSettings, last_problem: LastProblem, stop: async
             subscriber.resume()
 
     subscriber = Subscriber(broker, take, metrics)
+    metrics.watch_commits(lambda: outage.last_commit_at.timestamp() if outage.last_commit_at else 0.0)
     with listen(settings.metrics_host, settings.metrics_port) as listener, _spool(settings, accounts, metrics) as spool:
         async with open_pool(settings.database_url, settings.mqtt_client_id, POOL_CONNECTIONS_MAX) as pool:
             writer = Writer(
@@ -185,8 +186,10 @@ async def _until_stopped(
         subscriber.stop_intake()
         batches.close()
         await asyncio.wait([writing], timeout=LAST_BATCHES_TIMEOUT_S)
+        writing.cancel()
+        await asyncio.wait([writing])  # what is on its way to the spool is still acknowledged
         await subscriber.disconnect()
-        for task in (writing, *tasks):
+        for task in tasks:
             task.cancel()
 
 

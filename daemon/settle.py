@@ -61,9 +61,10 @@ class Settler:
                 kinds.create_task(self._store(kind, rows, settlement, found), name=f"store {kind.name} readings")
         kept = contents.rejections + self._flood.keep(found)
         if kept:
-            await self._patiently(lambda connection: rejections.insert(connection, kept))
+            await self._patiently(lambda connection: rejections.insert(connection, kept), "rejections")
         settlement.rejected = contents.not_kept + count_reasons(contents.rejections) + count_reasons(found)
-        self._outage.stored()  # not before: one kind may be stored while the other still fails
+        if contents.rows or kept:  # of a flood there may be nothing to store, which says nothing of the database
+            self._outage.stored()  # not before: one kind may be stored while the other still fails
         return settlement
 
     async def _store(self, kind: Kind, rows: list[Row], settlement: Settlement, found: list[Rejection]) -> None:
@@ -80,7 +81,7 @@ class Settler:
         except Exception as error:  # the table above says why any will do
             self._metrics.slow_batch(kind.name, sqlstate(error))
             if judge(error) is Verdict.PASSES:
-                self._outage.failed(error)
+                self._outage.failed(error, (self, kind.name))
                 await asyncio.sleep(Backoff(FIRST_RETRY_S, FIRST_RETRY_S).next_s())
             await self._insert(kind, batch.rows, settlement, found)
         else:
@@ -89,7 +90,7 @@ class Settler:
     async def _insert(self, kind: Kind, rows: list[Row], settlement: Settlement, found: list[Rejection]) -> None:
         def attempt(some: list[Row]) -> Awaitable[Inserted]:
             return self._patiently(
-                lambda connection: store.insert(connection, kind, some, self._days), give_back=Verdict.ROW
+                lambda connection: store.insert(connection, kind, some, self._days), kind.name, give_back=Verdict.ROW
             )
 
         inserted, refused = await store.isolate(rows, attempt)
@@ -98,19 +99,24 @@ class Settler:
         found += [_conflict(kind, row) for row in inserted.conflicts]
         found += [_refused(kind, row, error) for row, error in refused]
 
-    async def _patiently(self, work: Callable[[Connection], Awaitable[T]], give_back: Verdict | None = None) -> T:
+    async def _patiently(
+        self, work: Callable[[Connection], Awaitable[T]], name: str, give_back: Verdict | None = None
+    ) -> T:
         """Do `work` on a connection until it succeeds. Raises only errors with the verdict `give_back`."""
         backoff = Backoff(FIRST_RETRY_S, LONGEST_RETRY_S)
         while True:
             try:
                 async with lease(self._pool) as connection:
-                    return await work(connection)
+                    done = await work(connection)
             except Exception as error:
                 self._metrics.database_error(sqlstate(error))
                 if judge(error) is give_back:
                     raise
-                self._outage.failed(error)
+                self._outage.failed(error, (self, name))
                 await asyncio.sleep(backoff.next_s())
+            else:
+                self._outage.succeeded((self, name))
+                return done
 
 
 def _conflict(kind: Kind, row: Row) -> Rejection:

@@ -7,11 +7,14 @@ Rules:
 - A spool that is full (`SPOOL_BYTES_MAX`), or whose disk does not take more, raises SpoolError. Nothing of that batch
   is in it then, and the broker keeps what is not acknowledged.
 - A body that cannot be read back stays in the file, is counted as spooled, and is passed over, loudly.
+- A file that turns out to be damaged raises DamagedError, which nobody catches: the daemon ends, and its next start
+  saves what can be read (`daemon.spool_file`).
 
 SQLite is called from one thread of its own, since fsync blocks.
 """
 
 import asyncio
+import contextlib
 import sqlite3
 import time
 import zlib
@@ -27,7 +30,7 @@ import structlog
 from msgspec import Struct
 
 from daemon.batch import BYTES_MAX, Batch, Contents
-from daemon.spool_file import FILE_NAME, files_of, give_room_back, open_or_salvage
+from daemon.spool_file import FILE_NAME, DamagedError, files_of, give_room_back, is_damage, open_or_salvage
 from sql.rejections import Rejection
 from sql.store import METER, VEHICLE
 
@@ -72,7 +75,7 @@ def add_decoded(body: bytes, contents: Contents) -> None:
     """Add what is in a body; raises ValueError where the bytes are not those that were written."""
     try:
         found = _decode(zlib.decompress(body))
-    except (zlib.error, msgspec.MsgspecError) as error:
+    except (zlib.error, msgspec.MsgspecError, TypeError) as error:
         raise ValueError(f"the body cannot be read: {error}") from error
     for kind, rows in ((METER, found.meters), (VEHICLE, found.vehicles)):
         if rows:
@@ -85,7 +88,7 @@ class Spool:
     """The file in a folder, open and locked until `close`."""
 
     def __init__(self, folder: str, bytes_max: int) -> None:
-        """Open it, or make it; raises SettingsError where the folder or the file cannot be used."""
+        """Open it, or make it; raises SettingsError or SpoolFileError where it cannot be used."""
         self.folder = folder
         self.bytes_max = bytes_max
         self._path = Path(folder) / FILE_NAME
@@ -139,7 +142,9 @@ class Spool:
     async def _call(self, work: Callable[[], T]) -> T:
         try:
             return await asyncio.get_running_loop().run_in_executor(self._thread, work)
-        except (sqlite3.Error, OSError) as error:
+        except (sqlite3.Error, OSError, UnicodeDecodeError) as error:
+            if is_damage(error):
+                raise DamagedError(f"{self._path} is damaged: {error}") from error
             raise SpoolError(f"{error}; it has {self.bytes} bytes and SPOOL_BYTES_MAX is {self.bytes_max}") from error
 
     # What follows runs in the thread.
@@ -203,10 +208,14 @@ class Spool:
         self._look()
 
     def _look(self) -> None:
-        self.bytes = sum(path.stat().st_size for path in files_of(self._path))
-        (self._oldest_at_s,) = self._connection.execute(
-            "SELECT min(spooled_at) FROM batch WHERE id > ? AND NOT is_damaged", (self._taken_through,)
-        ).fetchone()
+        """Find out size and age. Never raises: what was committed before is committed."""
+        with contextlib.suppress(sqlite3.Error, OSError):
+            self.bytes = sum(path.stat().st_size for path in files_of(self._path))
+            found = self._connection.execute(
+                "SELECT spooled_at FROM batch WHERE id > ? AND NOT is_damaged ORDER BY id LIMIT 1",
+                (self._taken_through,),
+            ).fetchone()
+            self._oldest_at_s = found[0] if found else None
 
     def _check_place(self) -> None:
         """A file that was removed still takes what is written, and is gone with the process."""

@@ -3,6 +3,7 @@
 A damaged file is never thrown away: it is copied aside before anything is read out of it.
 """
 
+import contextlib
 import os
 import shutil
 import sqlite3
@@ -36,17 +37,34 @@ CREATE TABLE IF NOT EXISTS batch (
     bytes INTEGER NOT NULL,
     body BLOB NOT NULL,
     is_damaged INTEGER NOT NULL DEFAULT false
-)
+) STRICT
 """
+_COLUMNS = "id, spooled_at, readings, bytes, body, is_damaged"
 _DAMAGED = {sqlite3.SQLITE_CORRUPT, sqlite3.SQLITE_NOTADB}
+
+
+_WRONG_PLACE = (FileNotFoundError, NotADirectoryError, PermissionError, FileExistsError, sqlite3.NotSupportedError)
+_WRONG_PLACE_CODES = {
+    sqlite3.SQLITE_BUSY,
+    sqlite3.SQLITE_CANTOPEN,
+    sqlite3.SQLITE_PERM,
+    sqlite3.SQLITE_READONLY,
+}
 
 
 class DamagedError(Exception):
     """The file is no whole SQLite database."""
 
 
+class SpoolFileError(Exception):
+    """The file cannot be opened now: the disk is full or broken."""
+
+
 def open_or_salvage(path: Path, bytes_max: int) -> sqlite3.Connection:
-    """Open the file of a spool, or make it. Raises SettingsError where the folder or the file cannot be used."""
+    """Open the file of a spool, or make it.
+
+    Raises SettingsError where another SPOOL_DIR is needed, and SpoolFileError for what may pass, such as a full disk.
+    """
     try:
         if not path.parent.is_dir():
             raise NotADirectoryError("there is no such folder")
@@ -54,13 +72,14 @@ def open_or_salvage(path: Path, bytes_max: int) -> sqlite3.Connection:
         try:
             return _open(path, bytes_max)
         except DamagedError as error:
-            _salvage(path, bytes_max, error)
+            _salvage(path, error)
             return _open(path, bytes_max)
     except (sqlite3.Error, OSError, DamagedError) as error:
-        raise SettingsError(
-            f"SPOOL_DIR is {str(path.parent)!r}, which cannot be used ({_explain(error)}); "
-            "allowed: a folder that exists, on a local disk, writable, and not used by another daemon"
-        ) from error
+        text = f"SPOOL_DIR is {str(path.parent)!r}, which cannot be used ({_explain(error)})"
+        if isinstance(error, _WRONG_PLACE) or _code(error) in _WRONG_PLACE_CODES:
+            allowed = "a folder that exists, on a local disk, writable, and not used by another daemon"
+            raise SettingsError(f"{text}; allowed: {allowed}") from error
+        raise SpoolFileError(text) from error
 
 
 def files_of(path: Path) -> list[Path]:
@@ -69,9 +88,15 @@ def files_of(path: Path) -> list[Path]:
 
 
 def give_room_back(connection: sqlite3.Connection) -> None:
-    """Make the file as short as what is in it."""
-    connection.executescript("PRAGMA incremental_vacuum")  # `execute` would stop after one page
-    connection.execute("PRAGMA wal_checkpoint(TRUNCATE)").fetchall()
+    """Make the file as short as what is in it, if that can be done now."""
+    with contextlib.suppress(sqlite3.Error):
+        connection.executescript("PRAGMA incremental_vacuum")  # `execute` would stop after one page
+        connection.execute("PRAGMA wal_checkpoint(TRUNCATE)").fetchall()
+
+
+def is_damage(error: Exception) -> bool:
+    """Whether an error of SQLite says that the file is damaged."""
+    return isinstance(error, UnicodeDecodeError) or _code(error) in _DAMAGED
 
 
 def _open(path: Path, bytes_max: int) -> sqlite3.Connection:
@@ -80,9 +105,9 @@ def _open(path: Path, bytes_max: int) -> sqlite3.Connection:
     try:
         _prepare(connection, bytes_max)
         _fsync_folder(path.parent)
-    except sqlite3.DatabaseError as error:
+    except (sqlite3.DatabaseError, UnicodeDecodeError) as error:  # the latter for a schema that is no text any more
         connection.close()
-        if _code(error) in _DAMAGED:
+        if is_damage(error):
             raise DamagedError(str(error)) from error
         raise
     except BaseException:
@@ -114,22 +139,29 @@ def _prepare(connection: sqlite3.Connection, bytes_max: int) -> None:
     with connection:
         connection.execute(_SCHEMA)
         connection.execute(f"PRAGMA user_version = {FORMAT}")
+    try:
+        connection.execute(f"SELECT {_COLUMNS} FROM batch LIMIT 1").fetchall()  # noqa: S608 - names of ours
+    except sqlite3.OperationalError as error:
+        raise DamagedError(str(error)) from error
 
 
-def _salvage(path: Path, bytes_max: int, error: DamagedError) -> None:
+def _salvage(path: Path, error: DamagedError) -> None:
     """Put what can be read of a damaged file in its place, and leave the damaged one beside it."""
     aside = path.with_name(f"{FILE_NAME}.damaged-{datetime.now(UTC):%Y%m%dT%H%M%SZ}")
-    shutil.copyfile(path, aside)
+    _copy(path, aside)
     if _journal(path).exists():
-        shutil.copyfile(_journal(path), _journal(aside))
+        _copy(_journal(path), _journal(aside))
     _lengthen(path)
     unfinished = path.with_name(f"{FILE_NAME}.unfinished")
     _unlink(unfinished)
     saved = 0
-    with closing(_open(unfinished, bytes_max)) as target, closing(sqlite3.connect(path)) as source:
+    with closing(_open(unfinished, LENGTHENED_BYTES_MAX)) as target, closing(sqlite3.connect(path)) as source:
         for row in _readable(source):
-            with target:
-                target.execute("INSERT INTO batch VALUES (?, ?, ?, ?, ?, ?)", row)
+            try:
+                with target:
+                    target.execute("INSERT INTO batch VALUES (?, ?, ?, ?, ?, ?)", row)
+            except sqlite3.IntegrityError:  # a part of the row is gone, or it was found twice
+                continue
             saved += 1
     unfinished.rename(_salvaged(path))
     _finish_salvage(path)
@@ -140,6 +172,13 @@ def _salvage(path: Path, bytes_max: int, error: DamagedError) -> None:
         damaged_file=str(aside),
         remedy=f"sqlite3 {aside} .recover may find more",
     )
+
+
+def _copy(path: Path, aside: Path) -> None:
+    """Copy a file with its mode, and have it on the disk."""
+    shutil.copy(path, aside)
+    with aside.open("rb") as file:
+        os.fsync(file.fileno())
 
 
 def _lengthen(path: Path) -> None:
@@ -162,16 +201,15 @@ def _finish_salvage(path: Path) -> None:
 
 def _readable(source: sqlite3.Connection) -> Iterator[tuple[object, ...]]:
     """Each batch that can be read, one by one where SQLite stumbles over a page."""
-    columns = "id, spooled_at, readings, bytes, body, is_damaged"
     reached = 0
     try:
-        for row in source.execute(f"SELECT {columns} FROM batch ORDER BY id"):  # noqa: S608 - names of ours
+        for row in source.execute(f"SELECT {_COLUMNS} FROM batch ORDER BY id"):  # noqa: S608 - names of ours
             reached = row[0]
             yield row
     except sqlite3.DatabaseError:
         for number in range(reached + 1, _last_id(source) + 1):
             try:
-                row = source.execute(f"SELECT {columns} FROM batch WHERE id = ?", (number,)).fetchone()  # noqa: S608 - the same
+                row = source.execute(f"SELECT {_COLUMNS} FROM batch WHERE id = ?", (number,)).fetchone()  # noqa: S608 - the same
             except sqlite3.DatabaseError:
                 continue
             if row is not None:

@@ -60,17 +60,14 @@ class Writer:
     async def _write(self, batch: Batch) -> None:
         started_at_s = time.monotonic()
         settlement = await self._settle(batch)
-        if settlement is None:
-            self._outage.spooled()
-            self._accounts.spool(batch.readings)
-        else:
+        if settlement is not None:
             self._accounts.settle(batch.readings, settlement)
             self._committed(batch, started_at_s)
-        batch.session.acknowledge(batch.packet_ids)
+            batch.session.acknowledge(batch.packet_ids)
         self._settled()
 
     async def _settle(self, batch: Batch) -> Settlement | None:
-        """What became of a batch in the database; None where it is in the spool."""
+        """What became of a batch in the database; None where it is in the spool, and acknowledged."""
         if self._outage.is_lasting and not self._outage.is_ours and await self._spooled(batch):
             return None
         storing = asyncio.create_task(self._settler.settle(batch.contents), name="store a batch")
@@ -89,14 +86,30 @@ class Writer:
         return self._spool_after_s if self._spool is not None else None
 
     async def _spooled(self, batch: Batch) -> bool:
-        """Put a batch into the spool; False where it does not take it."""
+        """Put a batch into the spool and acknowledge it; False where the spool does not take it."""
         if self._spool is None:
             return False
+        putting = asyncio.create_task(self._spool.put(batch), name="spool a batch")
         try:
-            await self._spool.put(batch)
+            await asyncio.shield(putting)
         except SpoolError as error:
-            if time.monotonic() - self._complained_at_s >= REMIND_INTERVAL_S:
-                self._complained_at_s = time.monotonic()
-                log.error("the spool takes nothing more, the broker holds the rest", error=str(error))
+            self._complain(error)
             return False
+        except asyncio.CancelledError:
+            # The end of the daemon does not stop the disk. What is in the spool and not acknowledged would come twice.
+            await asyncio.wait([putting])
+            if putting.exception() is None:
+                self._keep(batch)
+            raise
+        self._keep(batch)
         return True
+
+    def _keep(self, batch: Batch) -> None:
+        self._outage.spooled()
+        self._accounts.spool(batch.readings)
+        batch.session.acknowledge(batch.packet_ids)
+
+    def _complain(self, error: SpoolError) -> None:
+        if time.monotonic() - self._complained_at_s >= REMIND_INTERVAL_S:
+            self._complained_at_s = time.monotonic()
+            log.error("the spool takes nothing more, the broker holds the rest", error=str(error))

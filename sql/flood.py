@@ -100,7 +100,7 @@ class Flood:
 
 
 def _cost(rejection: Rejection) -> int:
-    return max(1, -(-len(rejection.payload) // TOKEN_BYTES))
+    return max(1, -(-(len(rejection.topic) + len(rejection.payload)) // TOKEN_BYTES))
 
 
 def _device_part(topic: str) -> str:

@@ -2,6 +2,7 @@
 
 import asyncio
 import random
+from collections import Counter
 from collections.abc import AsyncIterator, Iterator
 from contextlib import asynccontextmanager
 from pathlib import Path
@@ -9,7 +10,7 @@ from pathlib import Path
 import asyncpg
 import pytest
 
-from daemon.batch import Contents
+from daemon.batch import Batch, Contents
 from daemon.drain import Drain
 from daemon.settle import Settler
 from daemon.spool import Spool
@@ -102,9 +103,7 @@ async def test_readings_are_acknowledged_from_the_spool_and_stored_when_the_data
     assert desk.accounts.spooled == 0
 
 
-async def test_a_short_absence_stays_with_the_broker(
-    pool: Pool, spool: Spool, database: asyncpg.Connection, monkeypatch: pytest.MonkeyPatch
-) -> None:
+async def test_a_short_absence_stays_with_the_broker(pool: Pool, spool: Spool, database: asyncpg.Connection) -> None:
     async with at_work(pool, spool) as desk:
         for number in range(20):
             desk.deliver(*(meter(f"m{number}", minute) for minute in range(10)))
@@ -199,7 +198,7 @@ async def test_a_full_spool_acknowledges_nothing_and_takes_more_when_there_is_ro
 
 
 async def test_live_readings_go_on_while_the_spool_is_drained(
-    pool: Pool, spool: Spool, database: asyncpg.Connection, monkeypatch: pytest.MonkeyPatch
+    pool: Pool, spool: Spool, database: asyncpg.Connection
 ) -> None:
     async with at_work(pool, spool) as desk:
         await fill(desk, spool, pool, database, batches=40)
@@ -221,6 +220,42 @@ async def fill(desk: Desk, spool: Spool, pool: Pool, database: asyncpg.Connectio
         for number in range(batches):
             desk.deliver(*(meter(f"m{number}", minute) for minute in range(50)))
             await desk.all_acknowledged()
+
+
+async def test_a_flood_that_leaves_nothing_to_store_does_not_end_an_outage(
+    far_pool: Pool, network: Network, spool: Spool
+) -> None:
+    async with at_work(far_pool, spool) as desk:
+        network.down()
+        desk.deliver(meter("m1"))
+        await desk.all_acknowledged()
+        await Settler(far_pool, desk.outage, desk.flood, desk.metrics).settle(Contents(not_kept=Counter(too_old=3)))
+        assert desk.outage.is_lasting
+        assert desk.outage.last_commit_at is None
+
+
+async def test_what_is_on_its_way_to_the_spool_at_the_end_is_acknowledged(
+    pool: Pool, spool: Spool, database: asyncpg.Connection, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Else the broker brings it again, and a reading without a time of its own would be there twice."""
+    put, began = spool.put, asyncio.Event()
+
+    async def slow_disk(batch: Batch) -> None:
+        began.set()
+        await asyncio.sleep(0.3)
+        await put(batch)
+
+    monkeypatch.setattr(spool, "put", slow_disk)
+    desk = Desk(pool, spool)
+    writing = asyncio.create_task(desk.writer.run())
+    async with database.transaction():
+        await database.execute("LOCK TABLE meter_reading")
+        desk.deliver(meter("m1"))
+        await began.wait()
+        writing.cancel()
+        await asyncio.wait([writing])
+    assert desk.session.acknowledged == [1]
+    assert (desk.accounts.spooled, desk.accounts.in_flight, spool.readings) == (1, 0, 1)
 
 
 async def test_a_late_reading_from_the_spool_does_not_turn_live_state_back(

@@ -19,7 +19,7 @@ from hypothesis import strategies as st
 from daemon.batch import BYTES_MAX, Batch, Contents
 from daemon.readings import REASONS
 from daemon.spool import Body, Spool, Spooled, SpoolError, add_decoded, encode
-from daemon.spool_file import FILE_NAME, PAGE_BYTES
+from daemon.spool_file import FILE_NAME, PAGE_BYTES, DamagedError
 from sql.rejections import Rejection
 from sql.settings import SettingsError
 from sql.store import METER, VEHICLE, Row
@@ -364,6 +364,7 @@ async def test_of_a_damaged_file_what_can_be_read_goes_on_and_the_rest_is_kept(t
     await spool.put(batch_of(meter_row(99)))
     assert numbers(await spool.oldest(ALL)) == [99]
     spool.close()
+    assert all(file.stat().st_mode & 0o077 == 0 for file in tmp_path.glob("*"))  # noqa: ASYNC240 - a handful of files
     assert set_aside(tmp_path)[PAGE_BYTES:] == damaged[PAGE_BYTES:]  # SQLite counts its visits in the first page
 
 
@@ -374,6 +375,93 @@ async def test_a_file_that_is_no_database_is_kept_and_a_new_one_begun(tmp_path: 
     await spool.put(batch_of(meter_row(1)))
     spool.close()
     assert set_aside(tmp_path).startswith(b"this is no database")
+
+
+@pytest.mark.parametrize("seed", range(20))
+async def test_a_file_that_was_cut_off_anywhere_is_opened_again(tmp_path: Path, seed: int) -> None:
+    path = await filled(tmp_path, 20)
+    whole = path.read_bytes()
+    path.write_bytes(whole[: random.Random(seed).randrange(len(whole))])
+    spool = Spool(str(tmp_path), 64 * MEBIBYTE)
+    left = numbers(await spool.oldest(ALL)) if spool.readings > spool.unreadable else []
+    assert set(left) <= set(range(20))
+    await spool.put(batch_of(meter_row(99)))
+    assert numbers(await spool.oldest(ALL)) == [*left, 99]
+    spool.close()
+
+
+@pytest.mark.parametrize("seed", range(20))
+async def test_a_file_with_bytes_overwritten_anywhere_is_opened_again(tmp_path: Path, seed: int) -> None:
+    path, dice = await filled(tmp_path, 20), random.Random(seed)
+    damaged = bytearray(path.read_bytes())
+    for _ in range(8):
+        at = dice.randrange(len(damaged))
+        damaged[at : at + 64] = dice.randbytes(len(damaged[at : at + 64]))
+    path.write_bytes(damaged)
+    spool = Spool(str(tmp_path), 64 * MEBIBYTE)
+    while spooled := await spool.oldest(ALL):
+        assert set(numbers(spooled)) <= set(range(20))
+        await spool.remove(spooled)
+    spool.close()
+
+
+async def test_a_file_that_is_damaged_under_the_daemon_ends_it_and_its_next_start_goes_on(tmp_path: Path) -> None:
+    spool, found = Spool(str(tmp_path), 64 * MEBIBYTE), set[int]()
+    for number in range(400):
+        await spool.put(batch_of(meter_row(number, noise(9_000, number))))
+    path = tmp_path / FILE_NAME
+    await asyncio.to_thread(overwrite, path, path.stat().st_size // 2)
+    with pytest.raises(DamagedError, match="is damaged"):
+        await empty(spool, found, 1)
+    spool.close()
+    again = Spool(str(tmp_path), 64 * MEBIBYTE)
+    await empty(again, found, ALL)
+    again.close()
+    assert 380 < len(found) < 400
+
+
+async def empty(spool: Spool, found: set[int], readings_max: int) -> None:
+    """Take everything out, and add it to what was found."""
+    while spooled := await spool.oldest(readings_max):
+        found.update(numbers(spooled))
+        await spool.remove(spooled)
+
+
+def overwrite(path: Path, at: int) -> None:
+    """Eight pages of rubbish."""
+    with path.open("r+b") as file:
+        file.seek(at // PAGE_BYTES * PAGE_BYTES)
+        file.write(b"\xde" * PAGE_BYTES * 8)
+
+
+def test_every_commit_is_synced(spool: Spool) -> None:
+    """A kill proves nothing of it; only a power failure would."""
+    pragmas = ("synchronous", "fullfsync", "journal_mode", "locking_mode")
+    found = [spool._connection.execute(f"PRAGMA {name}").fetchone()[0] for name in pragmas]
+    assert found == [2, 1, "wal", "exclusive"]
+
+
+# A disk that takes no more, by a limit of the process.
+FULL_DISK = """
+import resource, signal, sys
+from daemon.spool import Spool
+from daemon.spool_file import SpoolFileError
+signal.signal(signal.SIGXFSZ, signal.SIG_IGN)
+resource.setrlimit(resource.RLIMIT_FSIZE, (1024, 1024))
+try:
+    Spool(sys.argv[1], 64 * 2**20)
+except SpoolFileError as error:
+    print(error)
+"""
+
+
+async def test_a_full_disk_at_the_start_is_no_wrong_setting(tmp_path: Path) -> None:
+    """It may pass, so the daemon ends with code 1 and is started again."""
+    process = await asyncio.create_subprocess_exec(
+        sys.executable, "-c", FULL_DISK, str(tmp_path), stdout=asyncio.subprocess.PIPE
+    )
+    said, _ = await process.communicate()
+    assert b"which cannot be used (" in said
 
 
 async def test_a_salvage_that_was_cut_off_is_finished(tmp_path: Path) -> None:
