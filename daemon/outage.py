@@ -62,7 +62,7 @@ class Outage:
             self.is_lasting = True
             if self._since_s is None:
                 self._since_s = time.monotonic()
-                self.error = "the database does not answer"
+                self.error = "the database did not store a batch in time"
             log.warning("the database stays away, readings go to the spool", error=self.error)
 
     def stored(self) -> None:

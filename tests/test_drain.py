@@ -121,7 +121,7 @@ async def test_a_database_that_does_not_answer_is_away_as_well(far_pool: Pool, n
         desk.deliver(meter("m1"))
         await desk.all_acknowledged()
         assert spool.readings == 1
-        assert desk.outage.error == "the database does not answer"
+        assert desk.outage.error == "the database did not store a batch in time"
         network.black_hole = False
 
 
