@@ -10,8 +10,9 @@ Two ways lead into the table, and a batch first takes the fast one:
 - `insert`: `unnest` with ON CONFLICT DO NOTHING. Says of each row whether it was stored, was there already
   (a duplicate) or contradicts what is there (a conflict: same device and time, other values).
 
-Rows are sorted by key in both, so that two writers meet the same rows in the same order and do not deadlock. (COPY writes
-each partition by itself: two batches with the same keys on several days still may; the server ends one, which is retried.)
+Rows are sorted by key in both, so that two writers meet the same rows in the same order and do not deadlock. (COPY
+writes each partition by itself, so two batches with the same keys on several days still may; the server then ends one,
+which is tried again.)
 """
 
 from collections.abc import Awaitable, Callable
