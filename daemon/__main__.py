@@ -1,4 +1,4 @@
-"""`python -m daemon` runs the daemon; `migrate`, `check` and `rejections` do what their help says.
+"""`python -m daemon` runs the daemon; `migrate`, `check`, `leave` and `rejections` do what their help says.
 
 Exit codes: 0 in good order, 1 something failed, 2 a setting is wrong.
 """
@@ -31,6 +31,7 @@ def main(arguments: list[str] | None = None) -> int:
     commands = parser.add_subparsers(dest="command", metavar="COMMAND")
     commands.add_parser("run", help="run the daemon (what is done when no command is given)")
     commands.add_parser("migrate", help="bring the database's schema up to date")
+    commands.add_parser("leave", help="store what waits for this daemon at the broker, and end its session there")
     check.add_arguments(commands.add_parser("check", help="find what is wrong, and say what mends it"))
     rejects.add_arguments(
         commands.add_parser("rejections", aliases=["rejects"], help="list, show and replay what could not be stored")
@@ -40,6 +41,8 @@ def main(arguments: list[str] | None = None) -> int:
         match chosen.command:
             case "migrate":
                 return _migrate()
+            case "leave":
+                return _run(leaving=True)
             case "check":
                 return check.main(chosen)
             case "rejections" | "rejects":
@@ -51,13 +54,13 @@ def main(arguments: list[str] | None = None) -> int:
         return 2
 
 
-def _run() -> int:
+def _run(*, leaving: bool = False) -> int:
     settings = read(DaemonSettings, os.environ)
     last_problem = LastProblem()
     logs.configure(settings.log_format, settings.log_level, last_problem)
     code = 0
     try:
-        uvloop.run(service.run(settings, last_problem))
+        uvloop.run(service.run(settings, last_problem, leaving=leaving))
     except* (DamagedError, SpoolFileError) as group:
         for error in group.exceptions:
             log.error("the daemon ends because of its spool; a start saves what can be read", error=str(error))

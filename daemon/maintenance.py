@@ -1,4 +1,8 @@
-"""What the tables need now and then: the schema checked, partitions made ahead, what has expired dropped and purged."""
+"""What the tables need now and then: the schema checked, partitions made ahead, what has expired dropped and purged.
+
+Of several daemons each checks the schema for itself. The rest is done by one at a time (`sql.turn`); who finds another
+at it leaves it to that one, without a word.
+"""
 
 import asyncio
 from datetime import UTC, date, datetime, timedelta
@@ -10,7 +14,7 @@ from daemon.metrics import Metrics
 from sql import rejections
 from sql.errors import SchemaError, sqlstate
 from sql.migrate import verify
-from sql.partitions import HISTORY_TABLES, Days, drop_before
+from sql.partitions import HISTORY_TABLES, drop_before, make_days
 from sql.pool import Connection, Pool, lease
 
 log = structlog.get_logger("fleetwatt.maintenance")
@@ -64,8 +68,7 @@ class Maintenance:
             raise
         self.schema_fault = None
         today = datetime.now(UTC).date()
-        for table in HISTORY_TABLES:
-            await Days().ensure(connection, table, days_ahead(today))
+        await make_days(connection, days_ahead(today))
         if self._retention_days:  # afterwards, for a lock may make it fail
             for table in HISTORY_TABLES:
                 await self._drop(connection, table, first_day_kept(today, self._retention_days))

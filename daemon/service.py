@@ -21,6 +21,7 @@ from daemon.accounts import Accounts
 from daemon.batch import BYTES_MAX, Batch, Batches
 from daemon.drain import Drain
 from daemon.health import Readiness, build_app, listen, serving
+from daemon.leave import leave
 from daemon.maintenance import Maintenance
 from daemon.metrics import Metrics
 from daemon.notify import Notifier
@@ -82,16 +83,21 @@ class Intake:
         )
 
 
-async def run(settings: DaemonSettings, last_problem: LastProblem) -> None:
-    """Run until SIGTERM or SIGINT; raises SettingsError where a setting turns out to be wrong."""
+async def run(settings: DaemonSettings, last_problem: LastProblem, *, leaving: bool = False) -> None:
+    """Run until SIGTERM or SIGINT, or when `leaving`, until all is stored that waits at the broker.
+
+    Raises SettingsError where a setting turns out to be wrong.
+    """
     stop = asyncio.Event()
     loop = asyncio.get_running_loop()
     for number in (signal.SIGTERM, signal.SIGINT):
         loop.add_signal_handler(number, stop.set)
-    await serve(settings, last_problem, stop)
+    await serve(settings, last_problem, stop, leaving=leaving)
 
 
-async def serve(settings: DaemonSettings, last_problem: LastProblem, stop: asyncio.Event) -> None:
+async def serve(
+    settings: DaemonSettings, last_problem: LastProblem, stop: asyncio.Event, *, leaving: bool = False
+) -> None:
     """Run until `stop` is set."""
     tls = tls_context(settings)
     notifier = Notifier.from_environment(os.environ)
@@ -124,7 +130,7 @@ async def serve(settings: DaemonSettings, last_problem: LastProblem, stop: async
         if not intake.is_full:
             subscriber.resume()
 
-    subscriber = Subscriber(broker, take, metrics)
+    subscriber = Subscriber(broker, take, metrics, leaving=leaving)
     metrics.watch_commits(lambda: outage.last_commit_at.timestamp() if outage.last_commit_at else 0.0)
     with listen(settings.metrics_host, settings.metrics_port) as listener, _spool(settings, accounts, metrics) as spool:
         async with open_pool(settings.database_url, settings.mqtt_client_id, POOL_CONNECTIONS_MAX) as pool:
@@ -157,6 +163,8 @@ async def serve(settings: DaemonSettings, last_problem: LastProblem, stop: async
                 drain_settler = Settler(pool, outage, flood, metrics)
                 drain = Drain(spool, drain_settler, outage, pool, accounts, settings.batch_rows_max)
                 others["drain"] = drain.run()
+            if leaving:
+                others["leave"] = leave(subscriber, accounts, stop)
             async with serving(build_app(readiness, metrics.registry, board), listener):
                 notifier.ready()
                 log.info(

@@ -21,7 +21,7 @@ import asyncio
 import ssl
 import time
 from collections.abc import Callable
-from typing import TypeAlias, cast
+from typing import Any, TypeAlias, cast
 from urllib.parse import unquote, urlsplit
 
 import mqtt5
@@ -37,6 +37,7 @@ from mqtt5 import (
     SubAckPacket,
     SubAckReasonCode,
     TopicFilter,
+    UnsubAckPacket,
 )
 from msgspec import Struct
 
@@ -67,7 +68,7 @@ TOPICS = ("meters/#", "vehicles/#")
 FIRST_ERROR_CODE = 0x80
 """MQTT 5's reason codes from here on are failures."""
 
-_SUBSCRIBE_PACKET_ID = 1  # the only packet of ours that has an id
+_SUBSCRIBE_PACKET_ID, _UNSUBSCRIBE_PACKET_ID = 1, 2  # the only packets of ours that have an id
 _PUBLISH = 3
 _SHOWN_MAX = 200
 """Characters of what others say that are logged; MQTT's texts may have 65,535."""
@@ -130,15 +131,19 @@ class Session(asyncio.Protocol):
         loop = asyncio.get_running_loop()
         self.connack: asyncio.Future[ConnAckPacket] = loop.create_future()
         self.suback: asyncio.Future[SubAckPacket] = loop.create_future()
+        self.unsuback: asyncio.Future[UnsubAckPacket] = loop.create_future()
         self.ended: asyncio.Future[None] = loop.create_future()
         self.heard_at_s = self.taken_at_s = self.sent_at_s = time.monotonic()
         self.paused = False
+        self.answered = asyncio.Event()
+        """Every `ping` was answered. An answer comes behind all that the broker had to send."""
+        self._pings = self._pongs = 0
         self._broker = broker
         self._intake: Intake | None = intake
         self._metrics = metrics
         self._transport: asyncio.Transport | None = None
         self._is_accepted = False
-        self._is_subscribing = False
+        self._is_subscribing = self._is_unsubscribing = False
         self._unacknowledged: set[int] = set()
         self._under_way = 0
         self._rest = bytearray()
@@ -187,7 +192,7 @@ class Session(asyncio.Protocol):
         self._transport = None
         self._intake = None
         reason = self._end_reason or exc or BrokerError("the broker closed the connection")
-        for future in (self.connack, self.suback, self.ended):
+        for future in (self.connack, self.suback, self.unsuback, self.ended):
             if not future.done():
                 future.set_exception(reason)
                 future.exception()  # not every one is waited for; the reason is told by `ended`
@@ -218,8 +223,15 @@ class Session(asyncio.Protocol):
         self._is_subscribing = True
         self._send(mqtt5.SubscribePacket(_SUBSCRIBE_PACKET_ID, filters).write())
 
+    def unsubscribe(self, topic_filters: list[str]) -> None:
+        """Send UNSUBSCRIBE; `unsuback` has the answer. What waits in the session still comes, and nothing new."""
+        self._is_unsubscribing = True
+        self._send(mqtt5.UnsubscribePacket(_UNSUBSCRIBE_PACKET_ID, topic_filters).write())
+
     def ping(self) -> None:
         """Send PINGREQ."""
+        self._pings += 1
+        self.answered.clear()
         self._send(mqtt5.PingReqPacket().write())
 
     def stop_intake(self) -> None:
@@ -239,10 +251,10 @@ class Session(asyncio.Protocol):
             self._transport.resume_reading()
         self.paused = False
 
-    def disconnect(self) -> None:
-        """Say good-bye and close, once what was written is out. The broker keeps the session."""
+    def disconnect(self, *, forget: bool = False) -> None:
+        """Say good-bye and close, once what was written is out. The broker keeps the session, or forgets it."""
         if self._transport is not None:
-            self._send(DisconnectPacket().write())
+            self._send(DisconnectPacket(session_expiry_interval=0 if forget else None).write())
             self._close()
 
     def abort(self, reason: str) -> None:
@@ -330,8 +342,14 @@ class Session(asyncio.Protocol):
                 if packet.packet_id != _SUBSCRIBE_PACKET_ID:
                     raise BrokerError(f"a SUBACK for {packet.packet_id} where {_SUBSCRIBE_PACKET_ID} was asked")
                 self.suback.set_result(packet)
+            case UnsubAckPacket() if self._is_unsubscribing and not self.unsuback.done():
+                if packet.packet_id != _UNSUBSCRIBE_PACKET_ID:
+                    raise BrokerError(f"an UNSUBACK for {packet.packet_id} where {_UNSUBSCRIBE_PACKET_ID} was asked")
+                self.unsuback.set_result(packet)
             case PingRespPacket():
-                pass
+                self._pongs += 1
+                if self._pongs == self._pings:
+                    self.answered.set()
             case DisconnectPacket():
                 self._end_reason = BrokerError(
                     f"the broker disconnected us: {packet.reason_code.name}{_detail_of(packet)}"
@@ -399,10 +417,13 @@ def _detail_of(packet: ConnAckPacket | DisconnectPacket) -> str:
 class Subscriber:
     """Keeps a session with the broker for as long as it runs."""
 
-    def __init__(self, broker: Broker, intake: Intake, metrics: Metrics) -> None:
+    def __init__(self, broker: Broker, intake: Intake, metrics: Metrics, *, leaving: bool = False) -> None:
+        """`leaving` takes what waits in the session, and nothing new."""
         self._broker = broker
         self._intake = intake
         self._metrics = metrics
+        self._leaving = leaving
+        self._forgetting = False
         self._session: Session | None = None
         self._stopping = False
         self._paused = False
@@ -451,10 +472,26 @@ class Subscriber:
         if self._session is not None:
             self._session.stop_intake()
 
+    async def has_sent_all(self) -> bool:
+        """Whether the broker said, now, that it has nothing more to send. Only of use when leaving."""
+        session = self._session
+        if session is None or not session.unsuback.done():
+            return False
+        session.ping()
+        answer = asyncio.create_task(session.answered.wait(), name="PINGRESP")
+        either: list[asyncio.Future[Any]] = [answer, session.ended]
+        await asyncio.wait(either, return_when=asyncio.FIRST_COMPLETED)
+        answer.cancel()
+        return session.answered.is_set() and not session.ended.done()
+
+    def forget(self) -> None:
+        """Have the broker end the session, and not only the connection, with `disconnect`."""
+        self._forgetting = True
+
     async def disconnect(self) -> None:
-        """End the connection in good order, after `stop_intake`; the broker keeps the session."""
+        """End the connection in good order, after `stop_intake`; the broker keeps the session, but for `forget`."""
         if self._session is not None:
-            self._session.disconnect()
+            self._session.disconnect(forget=self._forgetting)
             await asyncio.wait([self._session.ended], timeout=1)
 
     async def _hold_session(self, backoff: Backoff) -> None:
@@ -464,7 +501,7 @@ class Subscriber:
         watch = asyncio.create_task(self._keep_alive(session), name="MQTT keep-alive")
         connected_at_s = time.monotonic()
         try:
-            await self._subscribe(session)
+            await (self._unsubscribe(session) if self._leaving else self._subscribe(session))
             await session.ended
         finally:
             # Not at once: two daemons that take one session from each other must not do so ever faster.
@@ -534,9 +571,22 @@ class Subscriber:
         if expiry_s is not None and expiry_s < SESSION_EXPIRY_S:
             log.warning("the broker will keep the session for a shorter time than asked", expiry_s=expiry_s, **event)
 
+    async def _unsubscribe(self, session: Session) -> None:
+        """Unsubscribe from everything, which leaves in the session what waits there."""
+        session.unsubscribe(self._broker.topic_filters)
+        unsuback = await session.unsuback
+        refused = [code.name for code in unsuback.reason_codes if int(code) >= FIRST_ERROR_CODE]
+        if refused:
+            session.disconnect()
+            raise BrokerError(f"the broker refused to end the subscriptions: {', '.join(refused)}")
+        log.info("unsubscribed, nothing new comes any more", topics=list(TOPICS))
+
     async def _subscribe(self, session: Session) -> None:
         """Subscribe; the answer may come late, since a broker may first send what it kept."""
         session.subscribe()
+        if self._broker.share_group:
+            # A session of a time without a group would still get everything, beside its share. Not before it has one.
+            session.unsubscribe(list(TOPICS))
         suback = await session.suback
         topics = TOPICS  # as they are without the share group, whose name is a secret
         if len(suback.reason_codes) != len(topics):
@@ -563,7 +613,8 @@ class Subscriber:
             if not session.paused and now_s - session.heard_at_s >= 1.5 * self._keep_alive_s:
                 session.abort(f"nothing was heard from the broker for {now_s - session.heard_at_s:.0f} s")
                 return
-            if not (session.paused or session.suback.done()) and now_s - session.taken_at_s >= SUBACK_TIMEOUT_S:
+            is_answered = session.unsuback.done() if self._leaving else session.suback.done()
+            if not (session.paused or is_answered) and now_s - session.taken_at_s >= SUBACK_TIMEOUT_S:
                 session.abort(f"the broker did not answer SUBSCRIBE within {SUBACK_TIMEOUT_S:g} s")
                 return
 

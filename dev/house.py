@@ -26,7 +26,18 @@ class House:
         self.metrics_port = free_port()
         environment = {**os.environ, "MQTT_URL": broker.url, **settings, "DATABASE_URL": database_url}
         environment["METRICS_PORT"] = str(self.metrics_port)
-        self.daemon = Child("daemon", [sys.executable, "-m", "daemon"], folder, env=lambda: environment, cwd=ROOT)
+        self._folder, self._environment = folder, environment
+        self.daemon = self._child("daemon")
+
+    def _child(self, name: str, *command: str) -> Child:
+        environment = self._environment
+        return Child(name, [sys.executable, "-m", "daemon", *command], self._folder, env=lambda: environment, cwd=ROOT)
+
+    def run(self, command: str) -> int:
+        """Run a command of `python -m daemon` in the daemon's place, and return its exit code."""
+        child = self._child(command, command)
+        child.start(lambda: True)
+        return child.wait(PATIENCE_S)
 
     def start(self) -> None:
         """Start the daemon and wait until it is ready."""

@@ -30,7 +30,7 @@ from typing import TypeAlias
 from msgspec import Struct, field
 
 from sql.devices import get_status, list_readings
-from sql.pool import Connection
+from sql.pool import Connection, transaction
 from sql.queries import query
 from sql.store import Kind
 
@@ -146,7 +146,7 @@ async def completeness(
     connection: Connection, kind: Kind, device_id: str, start: datetime, end: datetime, now: datetime
 ) -> Completeness | None:
     """How completely the device reported in [start, end), or None where it was never seen."""
-    async with connection.transaction(isolation="repeatable_read", readonly=True):
+    async with transaction(connection, isolation="repeatable_read", readonly=True):
         status = await get_status(connection, kind, device_id)
         if status is None:
             return None

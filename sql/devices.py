@@ -12,7 +12,7 @@ from typing import Literal, TypeAlias
 
 from msgspec import Struct
 
-from sql.pool import Connection
+from sql.pool import Connection, transaction
 from sql.queries import query
 from sql.store import METER, VEHICLE, Kind
 
@@ -144,8 +144,10 @@ async def stream_readings(
 
     The connection is taken until the iterator ends or is closed.
     """
-    async with connection.transaction(readonly=True):
-        cursor = await connection.cursor(query(f"list_{kind.name}_readings"), device_id, start, end, None)
+    async with transaction(connection, readonly=True):
+        # Not `connection.cursor`, which gives the statement a name even where none may be left behind.
+        statement = await connection.prepare(query(f"list_{kind.name}_readings"))
+        cursor = await statement.cursor(device_id, start, end, None)
         while rows := await cursor.fetch(CHUNK_READINGS):
             yield [HISTORY_TYPES[kind](**row) for row in rows]
 

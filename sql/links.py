@@ -22,7 +22,7 @@ import asyncpg
 from msgspec import Struct
 from msgspec.structs import replace
 
-from sql.pool import Connection
+from sql.pool import Connection, transaction
 from sql.queries import query
 
 AHEAD_MAX = timedelta(minutes=5)
@@ -69,7 +69,7 @@ async def pair(
     The table at the top says what becomes of other links. Raises LinkOverlapError or
     LinkRangeError; then nothing has changed.
     """
-    async with connection.transaction(isolation="read_committed"):
+    async with transaction(connection, isolation="read_committed"):
         now = await _turn(connection)
         wanted = Link(vehicle_id, meter_id, valid_from or now, valid_to)
         _check_range(wanted, now)
@@ -86,7 +86,7 @@ async def pair(
 
 async def unpair(connection: Connection, vehicle_id: str) -> Link | None:
     """End the open link of a vehicle now and return it, or None where none is open."""
-    async with connection.transaction(isolation="read_committed"):
+    async with transaction(connection, isolation="read_committed"):
         row = await connection.fetchrow(query("end_open_link"), vehicle_id, await _turn(connection))
     return _link(row) if row else None
 

@@ -53,25 +53,31 @@ def load(folder: Path = FOLDER) -> list[Migration]:
 
 
 async def migrate(connection: asyncpg.Connection, migrations: list[Migration] | None = None) -> list[Migration]:
-    """Apply what is missing and return it. Two that migrate at once take turns; the second finds nothing to do."""
+    """Apply what is missing and return it. Two that migrate at once take turns; together they apply each once."""
     migrations = load() if migrations is None else migrations
-    await connection.execute("SELECT pg_advisory_lock($1)", _LOCK_KEY)
-    try:
+    done: list[Migration] = []
+    while migration := await _apply_next(connection, migrations):
+        done.append(migration)
+    return done
+
+
+async def _apply_next(connection: asyncpg.Connection, migrations: list[Migration]) -> Migration | None:
+    """Apply the first that is missing, if one is. The lock ends with the transaction: a session may be anybody's."""
+    async with connection.transaction():
+        await connection.execute("SELECT pg_advisory_xact_lock($1)", _LOCK_KEY)
         await connection.execute(_CREATE_TABLE)
         missing = _missing(migrations, await _applied(connection))
-        for migration in missing:
-            async with connection.transaction():
-                await connection.execute(migration.statements)
-                await connection.execute(
-                    "INSERT INTO schema_migration (version, name, checksum) VALUES ($1, $2, $3)",
-                    migration.version,
-                    migration.name,
-                    migration.checksum,
-                )
-        return missing
-    finally:
-        if not connection.is_closed():
-            await connection.execute("SELECT pg_advisory_unlock($1)", _LOCK_KEY)
+        if not missing:
+            return None
+        migration = missing[0]
+        await connection.execute(migration.statements)
+        await connection.execute(
+            "INSERT INTO schema_migration (version, name, checksum) VALUES ($1, $2, $3)",
+            migration.version,
+            migration.name,
+            migration.checksum,
+        )
+        return migration
 
 
 async def verify(connection: asyncpg.Connection, migrations: list[Migration] | None = None) -> None:

@@ -2,8 +2,7 @@
 
 import asyncio
 
-import asyncpg
-
+from sql.pool import connect
 from sql.queries import query
 
 TIMEOUT_S = 3.0
@@ -17,7 +16,7 @@ async def is_free(database_url: str, application_name: str) -> bool:
     """
     try:
         async with asyncio.timeout(TIMEOUT_S):
-            connection = await asyncpg.connect(database_url, server_settings={"application_name": application_name})
+            connection = await connect(database_url, server_settings={"application_name": application_name})
             try:
                 busy = await connection.fetchval(query("count_busy_sessions"))
                 await connection.close()

@@ -3,8 +3,9 @@
 from collections.abc import Iterable
 from datetime import UTC, date, datetime, timedelta
 
-from sql.pool import Connection
+from sql.pool import Connection, transaction
 from sql.queries import query
+from sql.turn import MAINTENANCE, take_turn
 
 HISTORY_TABLES = ("meter_reading", "vehicle_reading")
 DROP_LOCK_TIMEOUT = "1s"
@@ -29,6 +30,14 @@ class Days:
         self._known[table].clear()
 
 
+async def make_days(connection: Connection, days: Iterable[date]) -> None:
+    """Make the partitions of all history tables for `days`; somebody else who does maintenance is left to do it."""
+    async with transaction(connection):
+        if await take_turn(connection, MAINTENANCE):
+            for table in HISTORY_TABLES:
+                await Days().ensure(connection, table, days)
+
+
 def days_between(first: datetime, last: datetime) -> list[date]:
     """The UTC days from one instant to another, both included."""
     start, end = first.astimezone(UTC).date(), last.astimezone(UTC).date()
@@ -43,13 +52,18 @@ async def list_days(connection: Connection, table: str) -> dict[str, date]:
 async def drop_before(connection: Connection, table: str, first_day_kept: date) -> list[str]:
     """Drop the partitions of the days before `first_day_kept`, one transaction each, and return their names.
 
+    While somebody else does maintenance, the rest is left to them.
     Raises asyncpg.LockNotAvailableError when a long query holds one of them; those before it are gone by then.
     """
     dropped = []
     for partition, day in sorted((await list_days(connection, table)).items()):
         if day < first_day_kept:
-            async with connection.transaction():
+            async with transaction(connection):
                 await connection.execute(f"SET LOCAL lock_timeout = '{DROP_LOCK_TIMEOUT}'")
+                if not await take_turn(connection, MAINTENANCE):
+                    break
+                if partition not in await list_days(connection, table):
+                    continue  # whoever had the turn before has dropped it
                 await connection.execute(f'DROP TABLE "{partition}"')
             dropped.append(partition)
     return dropped

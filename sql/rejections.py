@@ -14,8 +14,9 @@ from datetime import UTC, datetime, timedelta
 import asyncpg
 import msgspec
 
-from sql.pool import Connection
+from sql.pool import Connection, transaction
 from sql.queries import query
+from sql.turn import MAINTENANCE, take_turn
 
 DETAIL_CHARACTERS_MAX = 300
 GROUPED_MAX = 1_000_000
@@ -190,16 +191,21 @@ async def get(connection: Connection, rejection_id: int, bytes_max: int) -> Show
 
 async def replace(connection: Connection, ids: Sequence[int], rejections: Sequence[Rejection]) -> None:
     """Delete rejections, and keep others in their place."""
-    async with connection.transaction():
+    async with transaction(connection):
         if rejections:
             await insert(connection, rejections)
         await connection.execute(query("delete_rejections"), ids)
 
 
 async def purge(connection: Connection, before: datetime, rows_max: int) -> int:
-    """Delete the oldest rejections received before a time, in one transaction; returns how many were deleted."""
-    async with connection.transaction():
+    """Delete the oldest rejections received before a time, in one transaction; returns how many were deleted.
+
+    None are while somebody else does maintenance, who then deletes them.
+    """
+    async with transaction(connection):
         await connection.execute(f"SET LOCAL lock_timeout = '{PURGE_LOCK_TIMEOUT}'")
+        if not await take_turn(connection, MAINTENANCE):
+            return 0
         purged: int = await connection.fetchval(query("purge_rejections"), before, rows_max)
     return purged
 

@@ -24,7 +24,7 @@ import msgspec
 
 from sql.errors import Verdict, judge
 from sql.partitions import Days, days_between
-from sql.pool import Connection
+from sql.pool import Connection, transaction
 from sql.queries import query
 
 Row: TypeAlias = tuple[Any, ...]
@@ -118,7 +118,7 @@ async def copy(connection: Connection, kind: Kind, batch: Sorted, days: Days) ->
     """The fast way: all rows, or an error and none. The rows are committed when this returns."""
     await _ensure_days(connection, kind, batch.rows, days)
     columns = itemgetter(*range(len(kind.columns)))
-    async with connection.transaction():
+    async with transaction(connection):
         await connection.copy_records_to_table(
             kind.history_table, records=map(columns, batch.rows), columns=kind.columns
         )
@@ -135,7 +135,7 @@ async def insert(connection: Connection, kind: Kind, rows: list[Row], days: Days
     await _ensure_days(connection, kind, rows, days)
     arrays = _arrays(kind, rows)
     repeats: dict[int, bool] = {}
-    async with connection.transaction():
+    async with transaction(connection):
         if await connection.fetchval(query(f"insert_{kind.name}_readings"), *arrays) < len(rows):
             first, last = _span(rows)
             found = await connection.fetch(query(f"find_{kind.name}_repeats"), *arrays, first, last)

@@ -13,6 +13,7 @@ import pytest
 from api.settings import ApiSettings
 from daemon.notify import BEATS_PER_WATCHDOG, Notifier
 from daemon.settings import DaemonSettings
+from sql.settings import SettingsError, read
 
 ROOT = Path(__file__).parent.parent
 DEPLOY = ROOT / "deploy"
@@ -104,29 +105,29 @@ def test_systemd_understands_every_line_of_the_installed_units(stage: Stage) -> 
     ("unit", "secrets"),
     [
         ("daemon", ["database_url", "mqtt_url"]),
+        ("daemon@", ["database_url", "mqtt_url-%i", "mqtt_share_group"]),
         ("migrate", ["database_url"]),
         ("api", ["database_url", "api_tokens"]),
     ],
 )
 def test_a_unit_reads_the_secrets_that_it_needs_as_credentials(unit: str, secrets: list[str]) -> None:
     text = (DEPLOY / f"fleetwatt-{unit}.service").read_text()
+    names = [secret.removesuffix("-%i") for secret in secrets]
     assert re.findall("^LoadCredential=(.*)$", text, flags=re.MULTILINE) == [
-        f"{secret}:/etc/fleetwatt/{secret}" for secret in secrets
+        f"{name}:/etc/fleetwatt/{secret}" for name, secret in zip(names, secrets, strict=True)
     ]
-    assert re.findall(r"([A-Z_]+)_FILE=%d/([a-z_]+)", text) == [(secret.upper(), secret) for secret in secrets]
+    assert re.findall(r"([A-Z_]+)_FILE=%d/([a-z_]+)", text) == [(name.upper(), name) for name in names]
 
 
-@pytest.mark.parametrize("unit", ["daemon", "api"])
+@pytest.mark.parametrize("unit", ["daemon", "daemon@", "api"])
 def test_a_process_is_not_started_again_with_wrong_settings(unit: str) -> None:
     assert "RestartPreventExitStatus=2\n" in (DEPLOY / f"fleetwatt-{unit}.service").read_text()
 
 
-def daemon_unit() -> dict[str, list[str]]:
+def daemon_unit(unit: str = "fleetwatt-daemon.service") -> dict[str, list[str]]:
     """The lines of the daemon's unit, by name."""
     lines: dict[str, list[str]] = {}
-    for name, value in re.findall(
-        "^([A-Za-z]+)=(.*)$", (DEPLOY / "fleetwatt-daemon.service").read_text(), re.MULTILINE
-    ):
+    for name, value in re.findall("^([A-Za-z]+)=(.*)$", (DEPLOY / unit).read_text(), re.MULTILINE):
         lines.setdefault(name, []).append(value)
     return lines
 
@@ -143,6 +144,27 @@ def test_the_spool_is_where_systemd_lets_the_daemon_and_nobody_else_write() -> N
     unit = daemon_unit()
     assert (unit["StateDirectory"], unit["StateDirectoryMode"], unit["UMask"]) == (["fleetwatt"], ["0700"], ["0077"])
     assert "SPOOL_DIR=%S/fleetwatt" in unit["Environment"]
+
+
+def test_one_of_several_daemons_differs_from_the_only_one_in_what_must_be_its_own() -> None:
+    only, one = daemon_unit(), daemon_unit("fleetwatt-daemon@.service")
+    different = {name for name in only | one if only.get(name) != one.get(name)}
+    assert different == {
+        *("Description", "Conflicts", "Environment", "EnvironmentFile", "LoadCredential", "StateDirectory"),
+    }
+    assert one["Conflicts"] == ["fleetwatt-daemon.service"]
+    assert one["EnvironmentFile"] == ["/etc/fleetwatt/fleetwatt.env", "-/etc/fleetwatt/fleetwatt-%i.env"]
+    assert one["StateDirectory"] == ["fleetwatt-%i"]
+
+
+def test_the_settings_of_two_of_several_daemons_do_not_meet() -> None:
+    lines = " ".join(daemon_unit("fleetwatt-daemon@.service")["Environment"])
+    own = {name: value for name, value in (word.split("=", 1) for word in lines.split()) if "%i" in value}
+    assert set(own) == {"MQTT_CLIENT_ID", "METRICS_PORT", "SPOOL_DIR"}
+    given = {"DATABASE_URL": "postgresql://h/d", "MQTT_URL": "mqtt://h", "MQTT_SHARE_GROUP": "g"}
+    for n in ("1", "9"):
+        settings = read(DaemonSettings, {**given, **{name: value.replace("%i", n) for name, value in own.items()}})
+        assert (settings.mqtt_client_id, settings.metrics_port) == (f"fleetwatt-{n}", 9110 + int(n))
 
 
 def test_an_installation_has_program_units_and_settings(stage: Stage) -> None:
@@ -214,14 +236,20 @@ def test_a_prefix_that_cannot_be_meant_is_refused(stage: Stage, prefix: str) -> 
     assert not stage.root.exists()
 
 
-def test_install_broker_is_silent_where_mosquitto_is_there() -> None:
-    answer = subprocess.run([DEPLOY / "install-broker"], capture_output=True, check=False)
+@pytest.mark.parametrize(("script", "program"), [("install-broker", "mosquitto"), ("install-pooler", "pgbouncer")])
+def test_an_installer_is_silent_where_its_program_is_there(script: str, program: str) -> None:
+    if not shutil.which(program, path=f"{os.environ['PATH']}:/usr/sbin"):
+        pytest.skip(f"{program} is not installed")
+    answer = subprocess.run([DEPLOY / script], capture_output=True, check=False)
     assert (answer.returncode, answer.stdout, answer.stderr) == (0, b"", b"")
 
 
 @pytest.mark.parametrize(
     "script",
-    [DEPLOY / "fleetwatt", DEPLOY / "install", DEPLOY / "install-broker", ROOT / "mosquitto" / "certificates"],
+    [
+        *(DEPLOY / name for name in ("fleetwatt", "install", "install-broker", "install-pooler")),
+        ROOT / "mosquitto" / "certificates",
+    ],
 )
 def test_a_script_is_executable_and_parses(script: Path) -> None:
     assert script.read_text().startswith("#!/bin/sh\n")
@@ -238,7 +266,7 @@ class Commands:
         self.unit = stage.path("etc/systemd/system/fleetwatt-daemon.service")
         folder.mkdir()
         self._stand_in("id", "echo 0")
-        self._stand_in("systemctl", f"cat {self.unit}")
+        self._stand_in("systemctl", f'cat "{self.unit.parent}/$(echo "$2" | sed "s/@.*[.]/@./")"')
         self._stand_in("systemd-run", 'printf "%s\\n" "$@"; exit 7')
 
     def _stand_in(self, name: str, body: str) -> None:
@@ -289,6 +317,23 @@ def test_a_command_is_refused_where_it_would_run_with_other_settings(commands: C
     assert "SPOOL_DIR=%t/spool" in answer.stderr
 
 
+def test_a_command_runs_as_one_of_several_daemons_would(commands: Commands) -> None:
+    answer = commands.run("@2", "check")
+    lines = answer.stdout.splitlines()
+    assert lines[-3:] == ["-m", "daemon", "check"]
+    assert "--property=LoadCredential=mqtt_url:/etc/fleetwatt/mqtt_url-2" in lines
+    assert "--property=Environment=SPOOL_DIR=/var/lib/fleetwatt-2" in lines
+    assert "--property=Environment=MQTT_CLIENT_ID=fleetwatt-2 METRICS_PORT=9112" in lines
+    assert "%i" not in answer.stdout
+
+
+@pytest.mark.parametrize("name", ["@", "@2;id", "@../2"])
+def test_a_command_is_refused_for_what_can_be_no_daemon(commands: Commands, name: str) -> None:
+    answer = commands.run(name, "check")
+    assert (answer.returncode, answer.stdout) == (1, "")
+    assert "names no daemon" in answer.stderr
+
+
 def test_no_command_starts_no_second_daemon(commands: Commands) -> None:
     answer = commands.run()
     assert (answer.returncode, answer.stdout) == (1, "")
@@ -297,8 +342,9 @@ def test_no_command_starts_no_second_daemon(commands: Commands) -> None:
 def test_the_spools_volume_is_mounted_where_the_image_has_a_folder_of_the_daemons_own() -> None:
     compose = (ROOT / "docker-compose.yml").read_text()
     (folder,) = re.findall("SPOOL_DIR: (.+)", compose)
-    assert f"      - spool:{folder}\n" in compose
-    assert re.search(r"^  spool:$", compose[compose.index("\nvolumes:") :], re.MULTILINE)
+    for volume in ("spool", "spool-2", "spool-3"):
+        assert compose.count(f"      - {volume}:{folder}\n") == 1
+        assert re.search(rf"^  {volume}:$", compose[compose.index("\nvolumes:") :], re.MULTILINE)
     dockerfile = (ROOT / "Dockerfile").read_text()
     assert f"install --directory --mode=700 --owner=fleetwatt --group=fleetwatt {folder}\n" in dockerfile
     assert dockerfile.index(folder) < dockerfile.index("\nUSER ")
@@ -315,18 +361,41 @@ def test_the_containers_set_only_known_settings() -> None:
 
 def test_the_containers_secrets_are_made_by_the_documented_commands() -> None:
     compose, manual = (ROOT / "docker-compose.yml").read_text(), (ROOT / "docs" / "docker.md").read_text()
-    files = set(re.findall(r"\./secrets/([a-z_]+)\b", compose)) - {"certs"}
-    assert files == {"passwords", "postgres_password", "database_url", "mqtt_url", "api_tokens"}
-    for name in files:
+    files = set(re.findall(r"\./secrets/([a-z_0-9]+)\b", compose)) - {"certs"}
+    of_several = {"mqtt_url_2", "mqtt_url_3"}
+    assert files == {"passwords", "postgres_password", "database_url", "mqtt_url", "api_tokens"} | of_several
+    for name in files - of_several:
         assert f"> {name}" in manual
+    assert "secrets/mqtt_url_$n" in (ROOT / "docs" / "scaling.md").read_text()
     assert "mosquitto/certificates secrets/certs mosquitto" in manual
 
 
-def test_docker_understands_the_compose_file() -> None:
+def test_the_containers_of_several_daemons_do_not_start_without_a_group() -> None:
+    compose = (ROOT / "docker-compose.yml").read_text()
+    defaults = re.findall(r"MQTT_SHARE_GROUP: \$\{FLEETWATT_SHARE_GROUP:-(.*)\}", compose)
+    assert defaults[0] == "", "the first is alone where there is none"
+    for default in defaults[1:]:
+        given = {"DATABASE_URL": "postgresql://h/d", "MQTT_URL": "mqtt://h", "MQTT_CLIENT_ID": "x"}
+        with pytest.raises(SettingsError, match="FLEETWATT_SHARE_GROUP"):
+            read(DaemonSettings, {**given, "MQTT_SHARE_GROUP": default})
+    assert len(defaults) == 3
+
+
+@pytest.mark.parametrize("profile", ["", "many"])
+def test_docker_understands_the_compose_file(profile: str) -> None:
     plugin = ["docker", "compose", "version"]
     if not shutil.which("docker") or subprocess.run(plugin, capture_output=True, check=False).returncode:
         pytest.skip("docker with its compose plugin is not installed")
-    command = ["docker", "compose", "--file", str(ROOT / "docker-compose.yml"), "config", "--quiet"]
+    command = [
+        "docker",
+        "compose",
+        "--file",
+        str(ROOT / "docker-compose.yml"),
+        "--profile",
+        profile,
+        "config",
+        "--quiet",
+    ]
     answer = subprocess.run(command, capture_output=True, text=True, check=False)
     assert answer.returncode == 0, answer.stderr
 

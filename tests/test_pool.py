@@ -15,7 +15,17 @@ from dev.network import Network
 from dev.processes import free_port
 from sql import pool as pool_module
 from sql.errors import Verdict, judge
-from sql.pool import LIMITS, Connection, Pool, lease, open_pool
+from sql.pool import (
+    SESSION_SETTINGS,
+    TRANSACTION_LIMITS,
+    Connection,
+    Pool,
+    connect,
+    has_own_session,
+    lease,
+    open_pool,
+    transaction,
+)
 
 INSERT = "INSERT INTO meter_status VALUES ('m1', now(), 1, 230, now())"
 
@@ -58,17 +68,33 @@ async def test_a_connection_carries_its_name_and_speaks_utc(one: Pool) -> None:
 async def test_the_server_ends_what_nobody_is_left_to_end(one: Pool) -> None:
     """A transaction whose connection died would keep its locks for hours."""
     async with lease(one) as connection:
-        limits = [await connection.fetchval("SELECT current_setting($1)", name) for name in LIMITS]
-    assert limits == list(LIMITS.values())
+        limits = [await connection.fetchval("SELECT current_setting($1)", name) for name in SESSION_SETTINGS]
+    assert limits == list(SESSION_SETTINGS.values())
+
+
+async def test_a_transaction_has_its_limits_whatever_the_session_has(database: asyncpg.Connection) -> None:
+    await database.execute("SET statement_timeout = 0; SET idle_in_transaction_session_timeout = 0")
+    async with transaction(database):
+        limits = [await database.fetchval("SELECT current_setting($1)", name) for name in TRANSACTION_LIMITS]
+    assert limits == list(TRANSACTION_LIMITS.values())
+    assert await database.fetchval("SHOW statement_timeout") == "0"
+
+
+async def test_a_connection_to_the_server_itself_keeps_its_statements(database_url: str) -> None:
+    connection = await connect(database_url)
+    assert await has_own_session(connection)
+    await connection.fetchval("SELECT $1::integer", 1)
+    assert await connection.fetchval("SELECT count(*) FROM pg_prepared_statements") == 2
+    await connection.close()
 
 
 async def test_limits_that_a_role_was_given_are_not_those_of_the_pool(
     one: Pool, database: asyncpg.Connection, database_url: str
 ) -> None:
     name = urlsplit(database_url).path.removeprefix("/")
-    await database.execute(f"ALTER DATABASE {name} SET statement_timeout = '1ms'")
+    await database.execute(f"ALTER DATABASE {name} SET statement_timeout = '50ms'")
     async with lease(one) as connection:
-        await connection.execute("SELECT pg_sleep(0.1)")
+        await connection.execute("SELECT pg_sleep(0.2)")
 
 
 async def test_a_good_connection_is_used_again(one: Pool) -> None:
@@ -123,7 +149,7 @@ async def write_where_that_is_forbidden(pool: Pool) -> None:
 
 async def run_out_of_the_time_that_the_session_was_given(pool: Pool) -> None:
     async with lease(pool) as connection:
-        await connection.execute("SET statement_timeout = '1ms'")  # as a role's defaults would have it
+        await connection.execute("SET statement_timeout = '50ms'")  # as a role's defaults would have it
         await connection.execute("SELECT pg_sleep(30)")
 
 

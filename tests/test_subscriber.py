@@ -26,6 +26,7 @@ from mqtt5 import (
     SubscribePacket,
     UnsubAckPacket,
     UnsubAckReasonCode,
+    UnsubscribePacket,
 )
 from msgspec.structs import replace
 from paho.mqtt import publish as paho
@@ -694,11 +695,12 @@ async def test_it_asks_for_a_lasting_session_its_receive_maximum_and_qos_1() -> 
         await peer.send(ConnAckPacket())
         asked.append(await peer.receive())
         await peer.send(SUBSCRIBED)
+        asked.append(await peer.receive())
 
     account = {"username": "fleet", "password": b"p@ss", "share_group": "store"}
     async with broker_with(script) as broker, subscriber_at(broker.port, **account) as house:
         await house.subscribed()
-    connect_packet, subscribe_packet = asked
+    connect_packet, subscribe_packet, unsubscribe_packet = asked
     assert isinstance(connect_packet, ConnectPacket)
     assert (connect_packet.client_id, connect_packet.clean_start) == ("fleetwatt", False)
     assert (connect_packet.username, connect_packet.password) == ("fleet", b"p@ss")
@@ -706,6 +708,8 @@ async def test_it_asks_for_a_lasting_session_its_receive_maximum_and_qos_1() -> 
     assert connect_packet.receive_max == RECEIVE_MAXIMUM
     assert (connect_packet.max_packet_size, connect_packet.topic_alias_max) == (None, 0)
     assert isinstance(subscribe_packet, SubscribePacket)
+    assert isinstance(unsubscribe_packet, UnsubscribePacket), "from what it had without a group"
+    assert unsubscribe_packet.patterns == list(TOPICS)
     filters = [(each.pattern, each.max_qos) for each in subscribe_packet.topic_filters]
     assert filters == [(f"$share/store/{topic}", QoS.AT_LEAST_ONCE) for topic in TOPICS]
 

@@ -20,7 +20,7 @@ from sql.doctor import Server
 from sql.errors import SchemaError, sqlstate
 from sql.migrate import verify
 from sql.partitions import HISTORY_TABLES
-from sql.pool import connect
+from sql.pool import connect, has_own_session
 
 CONNECT_TIMEOUT_S = 5.0
 VERSION_MIN, VERSION_TESTED = 12, 15
@@ -60,10 +60,12 @@ async def try_connect(database_url: str, application_name: str) -> tuple[Finding
             command_timeout=CONNECT_TIMEOUT_S,
             server_settings={"application_name": application_name, "timezone": "UTC"},
         )
+        is_own = await has_own_session(connection)
     except (asyncpg.PostgresError, asyncpg.InterfaceError, OSError, ValueError) as error:
         return failure(name, _explain(error), _find_remedy(error)), None
     took_ms = (time.monotonic() - started_s) * 1000
-    return ok(name, f"connected ({took_ms:.0f} ms)"), connection
+    way = "" if is_own else " through a pooler, which gives each transaction to a session of its own choice"
+    return ok(name, f"connected{way} ({took_ms:.0f} ms)"), connection
 
 
 def _explain(error: BaseException) -> str:
