@@ -201,7 +201,7 @@ MATRIX = (
         what="a search_path without the tables for the role, for 4 s; sessions of that time keep it",
         fault=partial(harm.role_set, setting="search_path", value="pg_catalog"),
         lasts_s=4,
-        felt_as="42P01",
+        felt_as="the flow stands still",
     ),
     Row(
         name="database's disk full",
