@@ -14,7 +14,7 @@ NEEDED = {
     "vehicle_reading": READ_AND_WRITE,
     "meter_status": (*READ_AND_WRITE, "UPDATE"),
     "vehicle_status": (*READ_AND_WRITE, "UPDATE"),
-    "rejection": (*READ_AND_WRITE, "DELETE"),
+    "rejection": (*READ_AND_WRITE, "UPDATE", "DELETE"),  # UPDATE for the locks of the purge
 }
 """What the daemon does with its tables."""
 
