@@ -56,10 +56,10 @@ lock: .venv/ready ## pin anew what is installed, within the bounds of setup.cfg
 	@.venv/bin/pip-compile --quiet --upgrade --strip-extras --generate-hashes --allow-unsafe --no-header --no-emit-index-url --no-emit-find-links --no-emit-trusted-host --extra dev --constraint requirements.lock --output-file requirements-dev.lock setup.cfg
 
 broker: ## install Mosquitto from the system's packages where it is missing
-	@deploy/install-broker
+	@deploy/install-package mosquitto
 
 pooler: ## install pgbouncer from the system's packages where it is missing: some tests need it
-	@deploy/install-pooler
+	@deploy/install-package pgbouncer
 
 install: ## install the daemon as a systemd service under PREFIX (as root; see docs/systemd.md)
 	@PREFIX=$(PREFIX) PYTHON=$(PYTHON) deploy/install

@@ -236,18 +236,24 @@ def test_a_prefix_that_cannot_be_meant_is_refused(stage: Stage, prefix: str) -> 
     assert not stage.root.exists()
 
 
-@pytest.mark.parametrize(("script", "program"), [("install-broker", "mosquitto"), ("install-pooler", "pgbouncer")])
-def test_an_installer_is_silent_where_its_program_is_there(script: str, program: str) -> None:
+@pytest.mark.parametrize("program", ["mosquitto", "pgbouncer"])
+def test_nothing_is_installed_nor_said_where_a_program_is_there(program: str) -> None:
     if not shutil.which(program, path=f"{os.environ['PATH']}:/usr/sbin"):
         pytest.skip(f"{program} is not installed")
-    answer = subprocess.run([DEPLOY / script], capture_output=True, check=False)
+    answer = subprocess.run([DEPLOY / "install-package", program], capture_output=True, check=False)
     assert (answer.returncode, answer.stdout, answer.stderr) == (0, b"", b"")
+
+
+def test_an_unknown_program_is_not_installed() -> None:
+    answer = subprocess.run([DEPLOY / "install-package", "nginx"], capture_output=True, text=True, check=False)
+    assert (answer.returncode, answer.stdout) == (2, "")
+    assert "allowed: mosquitto or pgbouncer" in answer.stderr
 
 
 @pytest.mark.parametrize(
     "script",
     [
-        *(DEPLOY / name for name in ("fleetwatt", "install", "install-broker", "install-pooler")),
+        *(DEPLOY / name for name in ("fleetwatt", "install", "install-package")),
         ROOT / "mosquitto" / "certificates",
     ],
 )

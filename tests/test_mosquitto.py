@@ -45,7 +45,7 @@ def wait_until(condition: Callable[[], bool]) -> None:
 
 def program(name: str) -> str:
     path = shutil.which(name, path=SBIN)
-    assert path, f"{name} is not installed; deploy/install-broker installs it"
+    assert path, f"{name} is not installed; deploy/install-package installs it"
     return path
 
 
