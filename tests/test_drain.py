@@ -67,7 +67,7 @@ async def emptied(spool: Spool) -> None:
     async def is_empty() -> bool:
         return bool(spool.readings == 0)
 
-    await eventually(is_empty, 20)
+    await eventually(is_empty, 40)
 
 
 async def stored(database: asyncpg.Connection) -> list[str]:
@@ -170,6 +170,22 @@ async def test_an_absence_that_turns_out_to_be_ours_to_mend_stops_the_flow_as_we
         await desk.all_acknowledged()
         await emptied(spool)
     assert await stored(database) == ["m1", "m2"]
+
+
+async def test_a_database_that_is_slow_to_connect_to_is_back_as_well(
+    far_pool: Pool, network: Network, spool: Spool, database: asyncpg.Connection
+) -> None:
+    """The first of two name servers is dead, say: connecting takes longer than a small question may."""
+    async with at_work(far_pool, spool) as desk:
+        network.down()
+        desk.deliver(meter("m1"))
+        await desk.all_acknowledged()
+        network.up()
+        network.latency_s = 0.35  # five round trips to connect
+        async with draining(desk, far_pool, spool):
+            await emptied(spool)
+        network.latency_s = 0.0
+    assert await stored(database) == ["m1"]
 
 
 async def is_true(value: bool) -> bool:

@@ -1,10 +1,12 @@
 """`/status`: the headline, the books as a sum that closes, and what is wrong, for programs and for people."""
 
+import asyncio
 import json
 from pathlib import Path
 from typing import Any
 
 import asyncpg
+import pytest
 import structlog
 
 from daemon.accounts import Accounts
@@ -105,6 +107,36 @@ async def test_an_outage_is_seen_from_the_first_sign_to_the_empty_spool(
         await eventually(drained)
         found = await status(daemon)
         assert (found["readings"]["spooled"], found["spool"]["readings"], found["spool"]["oldestS"]) == (0, 0, 0)
+
+
+@pytest.mark.parametrize(
+    "rubbish",
+    [
+        b"R\0\0\0\x05\0\0\0\0",  # a message that ends too early
+        b"HTTP/1.1 400 Bad Request\r\n\r\n",
+    ],
+)
+async def test_a_database_that_answers_rubbish_does_not_end_the_daemon(broker: PrivateBroker, rubbish: bytes) -> None:
+    async def answer(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        await reader.read(1000)
+        writer.write(rubbish)
+        await writer.drain()
+        await reader.read(1000)
+        writer.close()
+        asked.set()
+
+    asked = asyncio.Event()
+    server = await asyncio.start_server(answer, "127.0.0.1", 0)
+    port = server.sockets[0].getsockname()[1]
+    async with running(broker, f"postgresql://somebody:secret@127.0.0.1:{port}/none?sslmode=disable") as daemon:
+        async with asyncio.timeout(30):
+            await asked.wait()
+            asked.clear()
+            await asked.wait()
+        found = await status(daemon)
+        assert not found["ready"]
+    server.close()
+    await server.wait_closed()
 
 
 async def test_a_broker_that_is_away_is_named(broker: PrivateBroker, database_url: str) -> None:
