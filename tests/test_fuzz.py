@@ -35,6 +35,7 @@ def test_what_breaks_a_promise_is_named() -> None:
         check(b"\xff\xff")
 
 
+# setup.cfg asks for it on Linux alone: it has no wheels for other systems.
 under_atheris = pytest.mark.skipif(sys.platform != "linux", reason="Atheris is installed on Linux only")
 
 

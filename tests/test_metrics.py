@@ -12,6 +12,7 @@ from daemon.batch import Batches
 from daemon.metrics import Metrics
 from daemon.readings import REASONS
 from dev.books import parse_books
+from tests.sessions import Nobody
 
 
 def scrape(metrics: Metrics) -> str:
@@ -20,13 +21,6 @@ def scrape(metrics: Metrics) -> str:
 
 def value(metrics: Metrics, name: str, **labels: str) -> float | None:
     return metrics.registry.get_sample_value(f"fleetwatt_{name}", labels)
-
-
-class Nobody:
-    """A session that is told nothing in these tests."""
-
-    def acknowledge(self, packet_ids: list[int]) -> None:
-        raise AssertionError
 
 
 @pytest.fixture

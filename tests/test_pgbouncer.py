@@ -31,7 +31,7 @@ SESSIONS = "2"
 
 try:
     find_pgbouncer()
-except ProcessError as missing:
+except ProcessError as missing:  # deploy/install-package has said what to type; nothing else needs a pooler
     pytestmark = pytest.mark.skip(reason=str(missing))
 
 

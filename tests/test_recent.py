@@ -7,15 +7,9 @@ from daemon.accounts import Accounts, Settlement
 from daemon.batch import Batch
 from daemon.recent import READINGS_SAMPLED, Lag, Rates, Recent
 from sql.store import METER
+from tests.sessions import Nobody
 
 NOW = datetime(2026, 3, 14, 15, tzinfo=UTC)
-
-
-class Nobody:
-    """A session that is told nothing in these tests."""
-
-    def acknowledge(self, packet_ids: list[int]) -> None:
-        raise AssertionError
 
 
 def batch(opened_at_s: float, *ages_s: float) -> Batch:

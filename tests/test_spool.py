@@ -23,17 +23,11 @@ from daemon.spool_file import FILE_NAME, PAGE_BYTES, DamagedError
 from sql.rejections import Rejection
 from sql.settings import SettingsError
 from sql.store import METER, VEHICLE, Row
+from tests.sessions import Nobody
 
 NOW = datetime(2026, 3, 14, 15, 9, 26, 535897, tzinfo=UTC)
 MEBIBYTE = 2**20
 ALL = 1_000_000
-
-
-class Nobody:
-    """A session that hears nothing here: the writer acknowledges, not the spool."""
-
-    def acknowledge(self, packet_ids: list[int]) -> None:
-        raise AssertionError
 
 
 def meter_row(number: int, payload: bytes = b"{}") -> Row:
@@ -280,6 +274,7 @@ def test_a_folder_that_is_not_there_is_a_setting_to_be_corrected(tmp_path: Path)
         Spool(str(tmp_path / "missing"), 64 * MEBIBYTE)
 
 
+# Root may write to every folder but this one, so nothing else will do where the tests run as root.
 @pytest.mark.skipif(not Path("/proc/self").exists(), reason="there is no folder here that nobody can write to")
 def test_a_folder_that_cannot_be_written_to_is_a_setting_to_be_corrected() -> None:
     with pytest.raises(SettingsError, match="SPOOL_DIR is '/proc/self', which cannot be used"):

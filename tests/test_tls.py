@@ -131,6 +131,7 @@ async def test_a_certificate_with_anothers_key_and_files_that_are_missing_name_t
     assert "look at sslrootcert in DATABASE_URL" in text
 
 
+# The private server is built without TLS. The other tests put TLS in front of it, which will not do for this one.
 @pytest.mark.skipif(not has_system_postgres(), reason="the system has no PostgreSQL with TLS of its own")
 async def test_a_role_can_get_in_by_its_certificate_alone(authority: Authority, strangers: Authority) -> None:
     own, expired = authority.client("fleetwatt"), authority.client("expired")

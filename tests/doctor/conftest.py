@@ -12,7 +12,8 @@ import pytest
 from dev.broker import PrivateBroker
 from dev.postgres import PrivatePostgres
 from sql.migrate import migrate
-from tests.doctor.house import House, make_certificates, make_owner, make_passwords, shipped_broker, url_as_owner
+from tests.certificates import Authority
+from tests.doctor.house import House, make_owner, make_passwords, shipped_broker, url_as_owner
 
 TEMPLATE = "owned_template"
 _numbers = itertools.count(1)
@@ -22,7 +23,7 @@ StartHouse = Callable[..., House]
 
 @pytest.fixture(scope="session")
 def certificates(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    return make_certificates(tmp_path_factory.mktemp("certificates"))
+    return Authority(tmp_path_factory.mktemp("certificates")).folder
 
 
 @pytest.fixture(scope="session")

@@ -31,11 +31,6 @@ PASSWORDS = {"fleetwatt": "daemon-secret", "meter-1": "first-secret", "prober": 
 DATABASE_PASSWORD = "database-secret"
 
 
-def make_certificates(folder: Path) -> Path:
-    subprocess.run([str(SHIPPED / "certificates"), str(folder), "localhost", "127.0.0.1"], check=True)
-    return folder
-
-
 def make_passwords(path: Path) -> Path:
     path.write_text("".join(f"{name}:{password}\n" for name, password in PASSWORDS.items()))
     subprocess.run(["mosquitto_passwd", "-U", str(path)], check=True)
