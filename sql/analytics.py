@@ -1,28 +1,25 @@
 """How much energy went in, how much arrived, and whether that is bad. docs/energy.md says what a number means.
 
-Energy is derived from the raw readings when it is asked for; nothing is stored. The SQL measures devices: the energy of
-each in the spans in which it was linked and outside of them. What follows from that is computed here.
+Energy is derived when it is asked for: `sql.measure` says what each device comes to in the spans in which it was linked
+and outside of them, from readings and rollups. What follows from that is computed here.
 """
 
 from collections.abc import Iterable, Iterator, Mapping, Sequence
-from datetime import datetime, timedelta
+from datetime import datetime
 from typing import Literal, TypeAlias, get_args
 
 from msgspec import Struct, field
 from msgspec.structs import replace
 
+from sql.cells import Total
 from sql.devices import EnergyMode
+from sql.measure import Piece, measure
 from sql.pool import Connection
 from sql.queries import query
 from sql.store import METER, VEHICLE, Kind
 
 Verdict: TypeAlias = Literal["ok", "low_efficiency", "insufficient_data", "above_unity", "no_ac_energy", "unlinked"]
 
-BASE_REACH = timedelta(days=1)
-"""How old the last reading before the window may be to be the base of a counter."""
-SEQUEL_REACH = timedelta(hours=1)
-"""How far behind the window readings are looked at that tell whether its last ones were a glitch."""
-DEVICES_A_QUERY = 500
 DIGITS = 6
 """Answers are in mWh: beyond that there is only the noise of adding up."""
 
@@ -34,8 +31,6 @@ class Rules(Struct, frozen=True):
     power_max_kw: float = 500
     min_ac_kwh: float = 1.0
     min_coverage: float = 0.5
-    cadence_s: float = 60
-    """Taken for the distance of readings where there are too few to tell."""
 
 
 class MeterShare(Struct, frozen=True, rename="camel"):
@@ -132,23 +127,9 @@ class _Span(Struct, frozen=True):
     linked_to: datetime
 
 
-class _Measured(Struct, frozen=True):
-    """What the SQL says of one device in one span, or (span None) outside of all."""
-
-    id: str
-    span: int | None
-    samples: int
-    kwh: float
-    covered_s: float
-    impossible_steps: int = 0
-    resets: int = 0
-    dips: int = 0
-    glitches: int = 0
-    battery_temp_sum: float = 0.0
-
-
 _Modes: TypeAlias = Mapping[str, EnergyMode]
-_BySpan: TypeAlias = Mapping[tuple[str, _Span | None], _Measured]
+_BySpan: TypeAlias = Mapping[tuple[str, _Span | None], Total]
+"""By device and span; None is what lies outside of all spans."""
 
 
 async def performance(
@@ -194,71 +175,35 @@ async def _spans(connection: Connection, vehicle_ids: list[str], window: _Window
 
 async def _measure(
     connection: Connection, kind: Kind, modes: _Modes, spans: Sequence[_Span], window: _Window
-) -> dict[tuple[str, _Span | None], _Measured]:
-    """The energy of devices of one kind, by device and span."""
-    measured = {}
-    for chunk in _chunks([device_id for device_id, energy_mode in modes.items() if energy_mode == "interval"]):
-        linked = _spans_of(kind, chunk, spans)
-        measured.update(_by_span(await _measure_amounts(connection, kind, chunk, linked, window), linked))
-    for chunk in _chunks([device_id for device_id, energy_mode in modes.items() if energy_mode != "interval"]):
-        linked = _spans_of(kind, chunk, spans)
-        measured.update(_by_span(await _measure_counters(connection, kind, chunk, modes, linked, window), linked))
+) -> dict[tuple[str, _Span | None], Total]:
+    """What devices of one kind come to, in each of their spans and outside of them, where they have readings."""
+    spans_of: dict[str, list[_Span]] = {device_id: [] for device_id in modes}
+    for span in spans:
+        spans_of[_device_of(kind, span)].append(span)
+    pieces: list[Piece] = []
+    keys: list[tuple[str, _Span | None]] = []
+    for device_id, own in spans_of.items():
+        own.sort(key=lambda span: span.linked_from)
+        for start, end, of in _cut(own, window):
+            pieces.append(Piece(device_id, modes[device_id], start, end))
+            keys.append((device_id, of))
+    measured: dict[tuple[str, _Span | None], Total] = {}
+    for key, total in zip(keys, await measure(connection, kind, pieces, window.rules.power_max_kw), strict=True):
+        if total.samples:
+            measured[key] = measured[key].plus(total) if key in measured else total
     return measured
 
 
-async def _measure_amounts(
-    connection: Connection, kind: Kind, devices: list[str], spans: list[_Span], window: _Window
-) -> list[_Measured]:
-    rows = await connection.fetch(
-        query(f"measure_{kind.name}_amounts"),
-        devices,
-        *_columns(kind, spans),
-        window.start,
-        window.end,
-        window.rules.cadence_s,
-    )
-    return [_Measured(**row) for row in rows]
-
-
-async def _measure_counters(
-    connection: Connection, kind: Kind, devices: list[str], modes: _Modes, spans: list[_Span], window: _Window
-) -> list[_Measured]:
-    rows = await connection.fetch(
-        query(f"measure_{kind.name}_counters"),
-        devices,
-        [modes[device_id] for device_id in devices],
-        *_columns(kind, spans),
-        window.start,
-        window.end,
-        window.start - BASE_REACH,
-        window.end + SEQUEL_REACH,
-        window.rules.power_max_kw,
-        window.rules.cadence_s,
-    )
-    return [_Measured(**row) for row in rows]
-
-
-def _chunks(devices: list[str]) -> Iterator[list[str]]:
-    for first in range(0, len(devices), DEVICES_A_QUERY):
-        yield devices[first : first + DEVICES_A_QUERY]
-
-
-def _spans_of(kind: Kind, devices: list[str], spans: Sequence[_Span]) -> list[_Span]:
-    wanted = set(devices)
-    return [span for span in spans if _device_of(kind, span) in wanted]
-
-
-def _columns(kind: Kind, spans: list[_Span]) -> tuple[list[str], list[datetime], list[datetime]]:
-    """Spans as the SQL takes them, which counts them from 1."""
-    return (
-        [_device_of(kind, span) for span in spans],
-        [span.linked_from for span in spans],
-        [span.linked_to for span in spans],
-    )
-
-
-def _by_span(measured: list[_Measured], spans: list[_Span]) -> dict[tuple[str, _Span | None], _Measured]:
-    return {(one.id, None if one.span is None else spans[one.span - 1]): one for one in measured}
+def _cut(spans: Sequence[_Span], window: _Window) -> Iterator[tuple[datetime, datetime, _Span | None]]:
+    """The window cut into the spans of one device, which follow each other, and what is between them."""
+    behind = window.start
+    for span in spans:
+        if behind < span.linked_from:
+            yield behind, span.linked_from, None
+        yield span.linked_from, span.linked_to, span
+        behind = span.linked_to
+    if behind < window.end:
+        yield behind, window.end, None
 
 
 def _device_of(kind: Kind, span: _Span) -> str:
@@ -345,12 +290,8 @@ async def _with_fleet_share(connection: Connection, answer: Performance, window:
 
 
 async def _fleet_kwh(connection: Connection, kind: Kind, window: _Window) -> float:
-    """The energy of all devices of a kind. Amounts are added in one go; only counters need a look at each device."""
-    amounts: float = await connection.fetchval(query(f"sum_{kind.name}_intervals"), window.start, window.end)
-    modes = await _modes(connection, kind)
-    counters = {device_id: energy_mode for device_id, energy_mode in modes.items() if energy_mode != "interval"}
-    measured = await _measure(connection, kind, counters, [], window)
-    return round(amounts + _kwh(measured.values()), DIGITS)
+    """The energy of all devices of a kind."""
+    return _kwh((await _measure(connection, kind, await _modes(connection, kind), [], window)).values())
 
 
 def _fleet_performance(
@@ -390,7 +331,7 @@ def _summary(answer: Performance) -> VehicleSummary:
     )
 
 
-def _share(span: _Span, measured: _Measured | None) -> MeterShare:
+def _share(span: _Span, measured: Total | None) -> MeterShare:
     return MeterShare(
         meter_id=span.meter_id,
         energy_mode=span.energy_mode,
@@ -401,11 +342,11 @@ def _share(span: _Span, measured: _Measured | None) -> MeterShare:
     )
 
 
-def _kwh(measured: Iterable[_Measured]) -> float:
+def _kwh(measured: Iterable[Total]) -> float:
     return round(sum(one.kwh for one in measured), DIGITS)
 
 
-def _coverage(measured: list[_Measured], window: _Window) -> float:
+def _coverage(measured: list[Total], window: _Window) -> float:
     """Which share of the window is covered by readings."""
     covered_s = sum(one.covered_s for one in measured)
     return round(min(1.0, covered_s / (window.end - window.start).total_seconds()), DIGITS)
@@ -415,7 +356,7 @@ def _average(total: float, count: int) -> float | None:
     return round(total / count, DIGITS) if count else None
 
 
-def _flags(measured: list[_Measured]) -> Flags:
+def _flags(measured: list[Total]) -> Flags:
     return Flags(
         impossible_steps=sum(one.impossible_steps for one in measured),
         resets=sum(one.resets for one in measured),

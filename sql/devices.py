@@ -18,8 +18,6 @@ from sql.store import METER, VEHICLE, Kind
 
 EnergyMode: TypeAlias = Literal["interval", "register", "session"]
 
-RESET_BELOW = 0.9
-"""A counter that falls below this share of its last value was reset; a smaller fall is a dip."""
 CHUNK_READINGS = 1000
 SUSPECT_FROM = timedelta(days=3)
 SUSPECT_READINGS = 2000

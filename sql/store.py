@@ -15,14 +15,17 @@ writes each partition by itself, so two batches with the same keys on several da
 which is tried again.)
 """
 
+import re
 from collections.abc import Awaitable, Callable
 from datetime import date, datetime
+from functools import cache
 from operator import itemgetter
 from typing import Any, TypeAlias
 
 import msgspec
 
 from sql.errors import Verdict, judge
+from sql.hours import hour_floor
 from sql.partitions import Days, days_between
 from sql.pool import Connection, transaction
 from sql.queries import query
@@ -31,6 +34,9 @@ Row: TypeAlias = tuple[Any, ...]
 
 DAYS_MAX = 100
 """That one transaction touches."""
+
+LATE_MARKS_MAX = 1000
+"""Of one batch with late readings. What comes after an outage is marked by the hour and not by the device."""
 
 _key = itemgetter(0, 1)
 _ts = itemgetter(1)
@@ -46,6 +52,41 @@ class Kind(msgspec.Struct, frozen=True):
     def history_table(self) -> str:
         """The partitioned table of all readings."""
         return f"{self.name}_reading"
+
+    @property
+    def device_column(self) -> str:
+        """The column with the id of the device, in all tables of the kind."""
+        return self.columns[0]
+
+    @property
+    def kwh_column(self) -> str:
+        """The history's column with the energy."""
+        return next(column for column in self.columns if column.startswith("kwh"))
+
+    @property
+    def gauges(self) -> list[str]:
+        """The history's columns whose value is a state at its time, and no energy."""
+        return [column for column in self.columns[2:-1] if column != self.kwh_column]
+
+    def query(self, name: str) -> str:
+        """The text of `sql/queries/{name}.sql`, which is written for any kind of device, for this one."""
+        return _query_of(self, name)
+
+
+@cache
+def _query_of(kind: Kind, name: str) -> str:
+    columns = [(f"{gauge}_{extreme}", extreme, gauge) for gauge in kind.gauges for extreme in ("min", "max", "sum")]
+    words = {
+        "kind": kind.name,
+        "device_id": kind.device_column,
+        "history": kind.history_table,
+        "kwh": kind.kwh_column,
+        "gauges": ", ".join(f"r.{gauge}" for gauge in kind.gauges),
+        "gauge_columns": ", ".join(column for column, _, _ in columns),
+        "gauge_extremes": ", ".join(f"{extreme}({gauge}) AS {column}" for column, extreme, gauge in columns),
+        "gauge_merges": ", ".join(f"{extreme}({column})" for column, extreme, _ in columns),
+    }
+    return re.sub(r"\{(\w+)\}", lambda found: words[found[1]], query(name))
 
 
 METER = Kind("meter", ("meter_id", "ts", "kwh_consumed_ac", "voltage", "received_at"))
@@ -123,6 +164,7 @@ async def copy(connection: Connection, kind: Kind, batch: Sorted, days: Days) ->
             kind.history_table, records=map(columns, batch.rows), columns=kind.columns
         )
         await connection.execute(query(f"upsert_{kind.name}_status"), *_arrays(kind, batch.newest))
+        await _mark_late(connection, kind, batch.rows)
 
 
 async def insert(connection: Connection, kind: Kind, rows: list[Row], days: Days) -> Inserted:
@@ -142,8 +184,22 @@ async def insert(connection: Connection, kind: Kind, rows: list[Row], days: Days
             repeats = {repeat["n"] - 1: repeat["same"] for repeat in found}
         fresh = [row for n, row in enumerate(rows) if n not in repeats]
         await connection.execute(query(f"upsert_{kind.name}_status"), *_arrays(kind, _newest(fresh)))
+        await _mark_late(connection, kind, fresh)
     conflicts = [rows[n] for n, same in repeats.items() if not same]
     return Inserted(len(fresh), len(repeats) - len(conflicts), conflicts)
+
+
+async def _mark_late(connection: Connection, kind: Kind, rows: list[Row]) -> None:
+    """Mark the hours of these rows that were rolled up before they came (`sql.rollups` has the rule).
+
+    The last thing before the commit: from here on nobody can close hours.
+    """
+    closed: datetime = await connection.fetchval(query("get_closed_through"), kind.name)
+    late = {(row[0], hour_floor(row[1])) for row in rows if row[1] < closed}
+    if len(late) > LATE_MARKS_MAX:
+        late = {("", hour) for _, hour in late}
+    if late:
+        await connection.execute(kind.query("insert_late_hours"), *zip(*sorted(late), strict=True))
 
 
 async def _ensure_days(connection: Connection, kind: Kind, rows: list[Row], days: Days) -> None:

@@ -1,0 +1,165 @@
+"""Rollups: cells of whole hours and days, kept for longer than the readings they were made of.
+
+Rule: a reading is either seen when its hour is rolled up, or it leaves a mark. In this order:
+
+| who | does what |
+| --- | --- |
+| a writer | stores its rows; asks for `closed_through`, which stays until it has committed; marks hours before it |
+| the roller closes | moves `closed_through` on between writers: each either was before and is seen, or sees it |
+| the roller rolls | makes the cells from `rolled_through` to `closed_through`, some devices at a time |
+| the roller mends | takes marks, and makes the cells anew that these readings reach |
+
+Each step is a transaction of its own that first takes the turn, so that of several daemons one works at a time, any of
+them goes on where the last one stopped, and none can be cut off in a state that the next does not understand.
+"""
+
+from collections import defaultdict
+from collections.abc import Iterable, Iterator, Sequence
+from datetime import datetime, timedelta
+from operator import itemgetter
+from typing import Any, get_args
+
+from sql.energy import Counter
+from sql.hours import DAY, HOUR, day_floor, hour_floor
+from sql.measure import Record, RollupState, late_reach, measure_history, rollup_state
+from sql.partitions import list_days
+from sql.pool import Connection, transaction
+from sql.queries import query
+from sql.store import METER, VEHICLE, Kind
+from sql.turn import take_turn
+
+ROLLUPS = "rollups"
+KINDS = (METER, VEHICLE)
+GRACE = timedelta(minutes=2)
+"""How long after its end an hour stays open: what comes later costs a mark and a second look."""
+CLOSE_LOCK_TIMEOUT = "1s"
+DEVICE_HOURS_A_STEP = 500
+"""What one step rolls up, roughly."""
+LATE_HOURS_A_STEP = 500
+
+
+async def step(connection: Connection, kind: Kind, now: datetime) -> bool:
+    """Do the next bit of work for a kind, if there is any and nobody else is at it. Returns whether to ask again."""
+    async with transaction(connection):
+        if not await take_turn(connection, ROLLUPS):
+            return False
+        state = await rollup_state(connection, kind)
+        if state.rolled_through < state.closed_through:
+            await _roll_on(connection, kind, state)
+            return True
+        target = hour_floor(now - GRACE)
+        if state.closed_through < target:
+            await _close(connection, kind, state, target)
+            return True
+        return await _mend(connection, kind, state)
+
+
+async def _close(connection: Connection, kind: Kind, state: RollupState, target: datetime) -> None:
+    """Close the hours up to `target`, or up to the end of the first UTC day that has any history."""
+    await connection.execute(f"SET LOCAL lock_timeout = '{CLOSE_LOCK_TIMEOUT}'")
+    await connection.execute(query("lock_rollups"))
+    closed = state.closed_through
+    days = sorted((await list_days(connection, kind.history_table)).values())
+    first = next((day for day in days if day >= closed.date()), None)
+    if first is None or first > target.date():
+        rolled = closed = target
+    else:
+        rolled = max(closed, datetime(first.year, first.month, first.day, tzinfo=closed.tzinfo))
+        closed = min(target, day_floor(rolled) + DAY)
+    await connection.execute(query("close_hours"), kind.name, closed, rolled)
+
+
+async def _roll_on(connection: Connection, kind: Kind, state: RollupState) -> None:
+    """Roll up the next devices; there are none left when all are done."""
+    start, end = state.rolled_through, state.closed_through
+    limit = max(1, DEVICE_HOURS_A_STEP * HOUR // (end - start))
+    rows = await connection.fetch(kind.query("list_devices_after"), state.rolled_device, limit)
+    if rows:
+        await roll(connection, kind, [row["id"] for row in rows], start, end, state.power_max_kw)
+        await connection.execute(query("advance_rollup"), kind.name, rows[-1]["id"])
+    else:
+        await connection.execute(query("finish_rollup"), kind.name)
+
+
+async def _mend(connection: Connection, kind: Kind, state: RollupState) -> bool:
+    """Roll up anew what late readings have changed. Returns whether there was any."""
+    rows = await connection.fetch(kind.query("take_late_hours"), state.rolled_through, LATE_HOURS_A_STEP)
+    marks = [(row["id"], row["hour"]) for row in rows]
+    if not marks:
+        return False
+    of_all = [hour for device_id, hour in marks if not device_id]
+    if of_all:
+        await connection.execute(kind.query("insert_late_devices"), of_all[0])
+        marks = [("", of_all[0])]
+    # The marks go first: a reading that comes after this has been seen leaves another.
+    await connection.execute(kind.query("delete_late_hours"), *zip(*marks, strict=True))
+    if not of_all:
+        await _roll_late(connection, kind, marks, state)
+    return True
+
+
+async def _roll_late(
+    connection: Connection, kind: Kind, marks: Sequence[tuple[str, datetime]], state: RollupState
+) -> None:
+    first_hours: dict[tuple[str, datetime], datetime] = {}
+    for device_id, (start, end) in await late_reach(connection, kind, marks, state.rolled_through):
+        for hour in _first_hours(max(start, state.kept_from), min(end, state.rolled_through)):
+            key = (device_id, day_floor(hour))
+            first_hours[key] = min(hour, first_hours.get(key, hour))
+    devices_of = defaultdict(list)
+    for (device_id, day), hour in first_hours.items():
+        devices_of[hour, day].append(device_id)
+    for (hour, day), device_ids in sorted(devices_of.items()):
+        await roll(connection, kind, sorted(device_ids), hour, min(day + DAY, state.rolled_through), state.power_max_kw)
+
+
+def _first_hours(start: datetime, end: datetime) -> Iterator[datetime]:
+    """Of each UTC day that [start, end) touches the first hour in it."""
+    while start < end:
+        yield start
+        start = day_floor(start) + DAY
+
+
+async def roll(
+    connection: Connection, kind: Kind, device_ids: Sequence[str], start: datetime, end: datetime, power_max_kw: float
+) -> None:
+    """Make the cells of some devices' hours in [start, end) anew, and of the day, if it ends there.
+
+    `start` and `end` are full hours of one UTC day. What the day comes to by each hour is added up from its beginning,
+    so `end` is the end of the day, or of what is rolled up of it.
+    """
+    day = day_floor(start)
+    counters = dict.fromkeys(device_ids, get_args(Counter))
+    cells = await measure_history(connection, kind, counters, start, end, power_max_kw)
+    before = await connection.fetch(kind.query("find_hours_before"), device_ids, day, start)
+    records = list(_with_days_so_far(cells, before))
+    await connection.execute(kind.query("delete_hour_cells"), device_ids, start, end)
+    if records:
+        await connection.execute("SELECT ensure_month($1, $2)", f"{kind.name}_hour", day.date())
+        await connection.copy_records_to_table(
+            f"{kind.name}_hour",
+            columns=[kind.device_column if name == "id" else name for name in records[0]],
+            records=[tuple(record.values()) for record in records],
+        )
+    if end == day + DAY:
+        await connection.execute(kind.query("delete_day_cells"), device_ids, day)
+        await connection.execute(kind.query("insert_day_cells"), device_ids, day, end)
+
+
+def _with_days_so_far(cells: list[dict[str, Any]], before: Iterable[Record]) -> Iterator[dict[str, Any]]:
+    """The cells in order, each with what its day comes to by its end. `before` has the hour before of each device."""
+    so_far = {row["id"]: dict(row) for row in before}
+    for cell in sorted(cells, key=itemgetter("id", "hour")):
+        earlier = so_far.get(cell["id"])
+        covered_s = cell["covered_s"]
+        if earlier is not None:
+            silence_s = (cell["first_ts"] - earlier["last_ts"]).total_seconds()
+            covered_s += earlier["day_covered_s"]
+            covered_s += min(silence_s, earlier["last_cadence_s"] + cell["first_cadence_s"])
+        for name in ("first_ts", "first_cadence_s"):
+            cell[f"day_{name}"] = cell[name] if earlier is None else earlier[f"day_{name}"]
+        cell["day_covered_s"] = covered_s
+        for name in ("kwh_interval", "kwh_register", "kwh_session"):
+            cell[f"day_{name}"] = cell[name] + (0.0 if earlier is None else earlier[f"day_{name}"])
+        so_far[cell["id"]] = cell
+        yield cell
