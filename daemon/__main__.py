@@ -1,4 +1,4 @@
-"""`python -m daemon` runs the daemon; `migrate`, `check`, `leave` and `rejections` do what their help says.
+"""`python -m daemon` runs the daemon; `migrate`, `check`, `leave`, `rejections` and `rollups` do what their help says.
 
 Exit codes: 0 in good order, 1 something failed, 2 a setting is wrong.
 """
@@ -12,7 +12,7 @@ import asyncpg
 import structlog
 import uvloop
 
-from daemon import check, rejects, service
+from daemon import check, rebuild, rejects, service
 from daemon.settings import DaemonSettings
 from daemon.spool_file import DamagedError, SpoolFileError
 from daemon.status import LastProblem
@@ -36,6 +36,7 @@ def main(arguments: list[str] | None = None) -> int:
     rejects.add_arguments(
         commands.add_parser("rejections", aliases=["rejects"], help="list, show and replay what could not be stored")
     )
+    rebuild.add_arguments(commands.add_parser("rollups", help="how far they are; make them anew"))
     chosen = parser.parse_args(arguments)
     try:
         match chosen.command:
@@ -47,6 +48,8 @@ def main(arguments: list[str] | None = None) -> int:
                 return check.main(chosen)
             case "rejections" | "rejects":
                 return rejects.main(chosen)
+            case "rollups":
+                return rebuild.main(chosen)
             case _:
                 return _run()
     except SettingsError as error:

@@ -8,14 +8,18 @@ import asyncio
 from datetime import UTC, date, datetime, timedelta
 
 import structlog
+from msgspec import Struct
 
 from daemon.backoff import Backoff
 from daemon.metrics import Metrics
+from daemon.settings import DaemonSettings
 from sql import rejections
 from sql.errors import SchemaError, sqlstate
 from sql.migrate import verify
-from sql.partitions import HISTORY_TABLES, drop_before, make_days
+from sql.partitions import drop_before, make_days
 from sql.pool import Connection, Pool, lease
+from sql.rollups import KINDS, drop_cells_before, first_day_needed, keep_history_from
+from sql.store import Kind
 
 log = structlog.get_logger("fleetwatt.maintenance")
 
@@ -28,14 +32,25 @@ PURGE_ROWS_MAX = 10_000
 """Rejections that are deleted in one transaction."""
 
 
+class Retention(Struct, frozen=True):
+    """For how many days what is kept; 0 keeps for ever."""
+
+    history_days: int = 0
+    rollup_days: int = 0
+    rejection_days: int = 0
+
+    @classmethod
+    def of(cls, settings: DaemonSettings) -> "Retention":
+        """As the settings have it."""
+        return cls(settings.retention_days, settings.rollup_retention_days, settings.rejection_retention_days)
+
+
 class Maintenance:
     """Does its round at the start and every hour; a round that fails is tried again sooner."""
 
-    def __init__(self, pool: Pool, retention_days: int, metrics: Metrics, rejection_retention_days: int) -> None:
-        """Both retentions: 0 keeps for ever."""
+    def __init__(self, pool: Pool, retention: Retention, metrics: Metrics) -> None:
         self._pool = pool
-        self._retention_days = retention_days
-        self._rejection_retention_days = rejection_retention_days
+        self._retention = retention
         self._metrics = metrics
         self.schema_fault: str | None = "the schema was not checked yet"
         """What is wrong with the schema, or None."""
@@ -69,21 +84,27 @@ class Maintenance:
         self.schema_fault = None
         today = datetime.now(UTC).date()
         await make_days(connection, days_ahead(today))
-        if self._retention_days:  # afterwards, for a lock may make it fail
-            for table in HISTORY_TABLES:
-                await self._drop(connection, table, first_day_kept(today, self._retention_days))
+        for kind in KINDS:  # afterwards, for a lock may make it fail
+            if self._retention.history_days:
+                await self._drop(connection, kind, first_day_kept(today, self._retention.history_days))
+            if self._retention.rollup_days:
+                await drop_cells_before(connection, kind, first_day_kept(today, self._retention.rollup_days))
 
-    async def _drop(self, connection: Connection, table: str, first_kept: date) -> None:
-        dropped = await drop_before(connection, table, first_kept)
+    async def _drop(self, connection: Connection, kind: Kind, first_kept: date) -> None:
+        """Drop the days before `first_kept`, but none whose readings are still to be rolled up."""
+        first_needed = await first_day_needed(connection, kind)
+        first_kept = min(first_kept, first_needed)
+        await keep_history_from(connection, kind, first_kept)
+        dropped = await drop_before(connection, kind.history_table, first_kept)
         self._metrics.partitions_dropped.inc(len(dropped))
         if dropped:
-            log.info("dropped history that is past its retention", table=table, partitions=dropped)
+            log.info("dropped history that is past its retention", table=kind.history_table, partitions=dropped)
 
     async def _purge(self) -> None:
         """Delete rejections that are past their retention, each slice on a lease of its own: there may be many."""
-        if not self._rejection_retention_days:
+        if not self._retention.rejection_days:
             return
-        before = datetime.now(UTC) - timedelta(days=self._rejection_retention_days)
+        before = datetime.now(UTC) - timedelta(days=self._retention.rejection_days)
         purged, slice_rows = 0, PURGE_ROWS_MAX
         while slice_rows == PURGE_ROWS_MAX:
             async with lease(self._pool) as connection:

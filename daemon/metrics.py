@@ -52,6 +52,9 @@ class Metrics:
         self.mqtt_disconnections = self._counter(
             "mqtt_disconnections_total", "Connections to the broker that were lost"
         )
+        self._rollup_lag = self._gauge(
+            "rollup_lag_seconds", "How far the rollups are behind the last full hour, when last looked at", "kind"
+        )
         self.partitions_dropped = self._counter("partitions_dropped_total", "Days of history dropped by retention")
         self.rejections_purged = self._counter("rejections_purged_total", "Rejections deleted by retention")
 
@@ -73,6 +76,10 @@ class Metrics:
         """That many rejections of a flood were counted only."""
         self._rejections_not_kept.labels(reason).inc(count)
 
+    def rollup_lag(self, kind: str, lag_s: float) -> None:
+        """The rollups of that kind of device are so far behind."""
+        self._rollup_lag.labels(kind).set(lag_s)
+
     def watch_commits(self, last_commit_at_s: Callable[[], float]) -> None:
         """Export the Unix time of the last commit, from the spool or not."""
         self._last_commit.set_function(last_commit_at_s)
@@ -85,8 +92,8 @@ class Metrics:
     def _counter(self, name: str, help_text: str, *labels: str) -> Counter:
         return Counter(f"fleetwatt_{name}", help_text, labels, registry=self.registry)
 
-    def _gauge(self, name: str, help_text: str) -> Gauge:
-        return Gauge(f"fleetwatt_{name}", help_text, registry=self.registry)
+    def _gauge(self, name: str, help_text: str, *labels: str) -> Gauge:
+        return Gauge(f"fleetwatt_{name}", help_text, labels, registry=self.registry)
 
     def _histogram(self, name: str, help_text: str, buckets: tuple[float, ...]) -> Histogram:
         return Histogram(f"fleetwatt_{name}", help_text, buckets=buckets, registry=self.registry)

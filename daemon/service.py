@@ -22,13 +22,14 @@ from daemon.batch import BYTES_MAX, Batch, Batches
 from daemon.drain import Drain
 from daemon.health import Readiness, build_app, listen, serving
 from daemon.leave import leave
-from daemon.maintenance import Maintenance
+from daemon.maintenance import Maintenance, Retention
 from daemon.metrics import Metrics
 from daemon.notify import Notifier
 from daemon.outage import Outage
 from daemon.progress import Progress
 from daemon.readings import LateReceipt, Receipt, ReceiptClock, Rules, decode
 from daemon.recent import Recent
+from daemon.rollups import Rollups
 from daemon.settings import DaemonSettings
 from daemon.settle import Settler
 from daemon.spool import Spool
@@ -43,8 +44,8 @@ from sql.pool import open_pool
 log = structlog.get_logger("fleetwatt")
 
 LAST_BATCHES_TIMEOUT_S = 3.0
-POOL_CONNECTIONS_MAX = 6
-"""One for each kind, for the writer and for the drain; one for maintenance, one for the health check."""
+POOL_CONNECTIONS_MAX = 7
+"""One for each kind, for the writer and for the drain; one each for maintenance, rollups and the health check."""
 IN_FLIGHT_BATCHES_MAX = 4
 """Readings in memory, in full batches, from which on nothing more is read from the broker."""
 TICK_S = 1.0
@@ -144,7 +145,7 @@ async def serve(
                 spool,
                 settings.spool_after_s,
             )
-            maintenance = Maintenance(pool, settings.retention_days, metrics, settings.rejection_retention_days)
+            maintenance = Maintenance(pool, Retention.of(settings), metrics)
             readiness = Readiness(subscriber, batches, outage, maintenance, pool)
             board = StatusBoard(accounts, recent, batches, outage, subscriber, spool, last_problem, readiness.faults)
             progress = Progress(
@@ -156,6 +157,7 @@ async def serve(
             others = {
                 "subscriber": subscriber.run(),
                 "maintenance": maintenance.run(),
+                "rollups": Rollups(pool, settings.power_max_kw, metrics).run(),
                 "systemd": notifier.run(board.line, progress.stall),
                 "recent": _tick(recent),
             }

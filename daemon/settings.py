@@ -44,6 +44,10 @@ class DaemonSettings(DatabaseSettings, frozen=True, kw_only=True):
     retention_days: Annotated[
         int, Meta(ge=0, le=36500, description="a whole number from 0 (keep for ever) to 36500")
     ] = 400
+    rollup_retention_days: Annotated[
+        int, Meta(ge=0, le=36500, description="a whole number from 0 (keep for ever) to 36500")
+    ] = 3660
+    power_max_kw: Annotated[float, Meta(gt=0, le=100_000, description="kilowatts, above 0 and up to 100000")] = 500
     clock_ahead_max_s: Annotated[float, Meta(ge=0, le=86400, description="seconds, from 0 to 86400")] = 300
     metrics_host: Annotated[str, Meta(min_length=1, description="an address of this machine, such as 127.0.0.1")] = (
         "127.0.0.1"

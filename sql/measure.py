@@ -213,7 +213,7 @@ async def _stale(
         return {}
     if state.power_max_kw != power_max_kw:
         return {"": [(state.kept_from, state.rolled_through)]}
-    devices = sorted({piece.device_id for piece in pieces})
+    devices = sorted({"", *(piece.device_id for piece in pieces)})
     marks = [(row["id"], row["hour"]) for row in await connection.fetch(kind.query("list_late_hours"), devices, end)]
     stale: dict[str, list[Span]] = defaultdict(list)
     for device_id, (first, behind) in await late_reach(connection, kind, marks, state.rolled_through):

@@ -15,14 +15,14 @@ them goes on where the last one stopped, and none can be cut off in a state that
 
 from collections import defaultdict
 from collections.abc import Iterable, Iterator, Sequence
-from datetime import datetime, timedelta
+from datetime import UTC, date, datetime, timedelta
 from operator import itemgetter
 from typing import Any, get_args
 
 from sql.energy import Counter
 from sql.hours import DAY, HOUR, day_floor, hour_floor
-from sql.measure import Record, RollupState, late_reach, measure_history, rollup_state
-from sql.partitions import list_days
+from sql.measure import LONG_AGO, Record, RollupState, late_reach, measure_history, rollup_state
+from sql.partitions import DROP_LOCK_TIMEOUT, list_days
 from sql.pool import Connection, transaction
 from sql.queries import query
 from sql.store import METER, VEHICLE, Kind
@@ -33,9 +33,14 @@ KINDS = (METER, VEHICLE)
 GRACE = timedelta(minutes=2)
 """How long after its end an hour stays open: what comes later costs a mark and a second look."""
 CLOSE_LOCK_TIMEOUT = "1s"
-DEVICE_HOURS_A_STEP = 500
-"""What one step rolls up, roughly."""
+DEVICE_HOURS_A_STEP = 200
+"""What one step rolls up, roughly: some ten thousand readings, counted while nothing else of the process runs."""
 LATE_HOURS_A_STEP = 500
+
+
+def lag(state: RollupState, now: datetime) -> timedelta:
+    """How far the rollups are behind what could be rolled up: nothing, as soon as all hours that have ended are."""
+    return max(timedelta(), hour_floor(now - GRACE) - state.rolled_through)
 
 
 async def step(connection: Connection, kind: Kind, now: datetime) -> bool:
@@ -47,9 +52,8 @@ async def step(connection: Connection, kind: Kind, now: datetime) -> bool:
         if state.rolled_through < state.closed_through:
             await _roll_on(connection, kind, state)
             return True
-        target = hour_floor(now - GRACE)
-        if state.closed_through < target:
-            await _close(connection, kind, state, target)
+        if lag(state, now):
+            await _close(connection, kind, state, hour_floor(now - GRACE))
             return True
         return await _mend(connection, kind, state)
 
@@ -163,3 +167,65 @@ def _with_days_so_far(cells: list[dict[str, Any]], before: Iterable[Record]) -> 
             cell[f"day_{name}"] = cell[name] + (0.0 if earlier is None else earlier[f"day_{name}"])
         so_far[cell["id"]] = cell
         yield cell
+
+
+async def agree_on_power(connection: Connection, kind: Kind, power_max_kw: float) -> float:
+    """The POWER_MAX_KW that the cells are made with: the given one, as long as nothing was rolled up with another."""
+    return float(await connection.fetchval(query("agree_on_power"), kind.name, power_max_kw, LONG_AGO))
+
+
+async def rebuild(
+    connection: Connection, kind: Kind, after: str, start: datetime, power_max_kw: float
+) -> list[str] | None:
+    """Make the cells of the next devices behind `after` anew, from the hour `start` to the end of its UTC day.
+
+    Returns these devices, none at the end; None where somebody else has the turn. What is not rolled up yet, and hours
+    whose readings were dropped, stay as they are.
+    """
+    async with transaction(connection):
+        if not await take_turn(connection, ROLLUPS):
+            return None
+        state = await rollup_state(connection, kind)
+        start, end = max(start, state.kept_from), min(day_floor(start) + DAY, state.rolled_through)
+        if start >= end:
+            return []
+        limit = max(1, DEVICE_HOURS_A_STEP * HOUR // (end - start))
+        rows = await connection.fetch(kind.query("list_devices_after"), after, limit)
+        device_ids = [row["id"] for row in rows]
+        if device_ids:
+            await roll(connection, kind, device_ids, start, end, power_max_kw)
+        return device_ids
+
+
+async def set_power(connection: Connection, kind: Kind, power_max_kw: float) -> None:
+    """From now on cells are made with this POWER_MAX_KW. Those that are there are to be made anew."""
+    await connection.execute(query("set_rollup_power"), kind.name, power_max_kw)
+
+
+async def first_day_needed(connection: Connection, kind: Kind) -> date:
+    """The first UTC day whose readings are still to be rolled up: no earlier day's are needed any more."""
+    earliest: datetime = await connection.fetchval(kind.query("find_first_hour_needed"), kind.name)
+    return earliest.date()
+
+
+async def keep_history_from(connection: Connection, kind: Kind, day: date) -> None:
+    """Let the cells of the days before stay as they are from now on: their readings are about to be dropped."""
+    await connection.execute(query("keep_history_from"), kind.name, datetime(day.year, day.month, day.day, tzinfo=UTC))
+
+
+async def drop_cells_before(connection: Connection, kind: Kind, day: date) -> int:
+    """Drop the cells of all whole months before that of `day`, and of the days in them. Returns how many months."""
+    first_month = day.replace(day=1)
+    dropped = 0
+    for row in await connection.fetch(query("month_partitions"), f"{kind.name}_hour"):
+        if row["month"] < first_month:
+            async with transaction(connection):
+                await connection.execute(f"SET LOCAL lock_timeout = '{DROP_LOCK_TIMEOUT}'")
+                if not await take_turn(connection, ROLLUPS):
+                    break
+                await connection.execute(f'DROP TABLE IF EXISTS "{row["partition"]}"')
+                month_end = (row["month"] + timedelta(days=31)).replace(day=1)
+                end = datetime(month_end.year, month_end.month, 1, tzinfo=UTC)
+                await connection.execute(kind.query("delete_days_before"), end)
+            dropped += 1
+    return dropped

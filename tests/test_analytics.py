@@ -3,8 +3,8 @@
 import asyncio
 import itertools
 import json
-from collections.abc import AsyncIterator, Iterable, Iterator, Sequence
-from datetime import UTC, datetime, timedelta
+from collections.abc import AsyncIterator, Iterable, Iterator
+from datetime import datetime, timedelta
 from typing import Any
 
 import asyncpg
@@ -17,30 +17,11 @@ from dev.postgres import PrivatePostgres
 from sql.analytics import Flags, FleetPerformance, Performance, Rules, fleet, performance
 from sql.devices import EnergyMode, set_energy_mode
 from sql.links import pair
-from sql.partitions import Days
-from sql.store import METER, VEHICLE, Kind, copy, sort
+from sql.store import METER, VEHICLE
 from tests.conftest import TEMPLATE
+from tests.history import START, Point, minute, numbers, series, store
 
-START = datetime(2024, 5, 2, tzinfo=UTC)
 RULES = Rules()
-Point = tuple[float, float]  # minutes from START, kWh
-_numbers = itertools.count(1)
-
-
-def minute(number: float) -> datetime:
-    return START + timedelta(minutes=number)
-
-
-async def store(
-    database: asyncpg.Connection, kind: Kind, device_id: str, points: Iterable[Point], battery_temp: float = 20.0
-) -> None:
-    values = (230.0,) if kind is METER else (battery_temp,)
-    received_at = minute(next(_numbers) / 1000)
-    rows = [
-        (device_id, minute(at), *(() if kind is METER else (50.0,)), kwh, *values, received_at, b"")
-        for at, kwh in points
-    ]
-    await copy(database, kind, sort(rows), Days())
 
 
 async def measure(
@@ -140,7 +121,7 @@ CASES = [
 
 @pytest.mark.parametrize("case", CASES, ids=lambda case: f"{case.energy_mode}: {case.name}")
 async def test_energy_by_mode(shared: asyncpg.Connection, case: Case) -> None:
-    vehicle_id = f"v{next(_numbers)}"
+    vehicle_id = f"v{next(numbers)}"
     await store(shared, VEHICLE, vehicle_id, series(case.values, case.first, case.every))
     await set_energy_mode(shared, VEHICLE, vehicle_id, case.energy_mode)
     await pair(shared, vehicle_id, f"m{vehicle_id}", minute(-10_000), None)
@@ -153,13 +134,9 @@ async def test_energy_by_mode(shared: asyncpg.Connection, case: Case) -> None:
     assert answer.energy_mode == case.energy_mode
 
 
-def series(values: Sequence[float], first: int = 0, every: int = 1) -> list[Point]:
-    return [(first + n * every, kwh) for n, kwh in enumerate(values)]
-
-
 @pytest.mark.parametrize("case", [case for case in CASES if case.flags != Flags()], ids=lambda case: case.name)
 async def test_meters_follow_the_same_rules(shared: asyncpg.Connection, case: Case) -> None:
-    meter_id = f"m{next(_numbers)}"
+    meter_id = f"m{next(numbers)}"
     await store(shared, METER, meter_id, series(case.values, case.first, case.every))
     await set_energy_mode(shared, METER, meter_id, case.energy_mode)
     await pair(shared, f"v{meter_id}", meter_id, minute(-10_000), None)
@@ -226,7 +203,7 @@ random_series = st.lists(st.tuples(gaps, levels), min_size=1, max_size=40).map(t
 async def test_energy_is_that_of_the_reference(
     shared: asyncpg.Connection, points: list[Point], mode: EnergyMode, power: float
 ) -> None:
-    meter_id = f"m{next(_numbers)}"
+    meter_id = f"m{next(numbers)}"
     await store(shared, METER, meter_id, points)
     await set_energy_mode(shared, METER, meter_id, mode)
     await pair(shared, f"v{meter_id}", meter_id, minute(-10_000), None)
@@ -243,7 +220,7 @@ async def window_of_ten(
     database: asyncpg.Connection, ac_kwh: float, dc_kwh: float, *, minutes: Iterable[int] = range(10), length: int = 10
 ) -> Performance:
     """A linked pair of its own with this energy, and a reading in each of the minutes."""
-    number, minutes = next(_numbers), list(minutes)
+    number, minutes = next(numbers), list(minutes)
     for kind, total in ((METER, ac_kwh), (VEHICLE, dc_kwh)):
         await store(database, kind, f"d{number}", [(at, total if at == minutes[0] else 0.0) for at in minutes])
     await pair(database, f"d{number}", f"d{number}", minute(-5), None)
@@ -278,7 +255,7 @@ async def test_verdicts(
 
 
 async def test_amounts_that_add_up_to_the_limit_only_on_paper_reach_it(shared: asyncpg.Connection) -> None:
-    vehicle_id = f"v{next(_numbers)}"
+    vehicle_id = f"v{next(numbers)}"
     await store(shared, METER, "tenths", series([1.0] * 10))
     await store(shared, VEHICLE, vehicle_id, series([0.1] * 8 + [0.7] * 11))  # 8.499999999999998 in floating point
     await pair(shared, vehicle_id, "tenths", minute(-5), None)
@@ -331,7 +308,7 @@ async def test_coverage_by_the_cadence_of_the_device(
     seconds = range(phase_s, 10800, cadence_s)
     answers = []
     for times in (seconds, [at for at in seconds if not 3600 <= at < 7200]):
-        device_id = f"d{next(_numbers)}"
+        device_id = f"d{next(numbers)}"
         for kind in (METER, VEHICLE):
             await store(shared, kind, device_id, [(at / 60, 0.1) for at in times])
         await pair(shared, device_id, device_id, minute(-5), None)
@@ -502,7 +479,7 @@ async def test_days_of_23_and_25_hours(shared: asyncpg.Connection, zone: str, st
     first, last = datetime.fromisoformat(start), datetime.fromisoformat(end)
     minutes = round((last - first) / timedelta(minutes=1))
     offset = (first - START) / timedelta(minutes=1)
-    device_id = f"d{next(_numbers)}"
+    device_id = f"d{next(numbers)}"
     for kind, step in ((METER, 0.01), (VEHICLE, 0.009)):
         await store(shared, kind, device_id, [(offset + n, 1000 + n * step) for n in range(-1, minutes + 2)])
         await set_energy_mode(shared, kind, device_id, "register")

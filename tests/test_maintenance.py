@@ -12,7 +12,7 @@ import pytest
 
 from daemon import maintenance as maintenance_module
 from daemon.accounts import Accounts
-from daemon.maintenance import DAYS_AHEAD, Maintenance, days_ahead, first_day_kept
+from daemon.maintenance import DAYS_AHEAD, Maintenance, Retention, days_ahead, first_day_kept
 from daemon.metrics import Metrics
 from dev.house import eventually
 from dev.postgres import PrivatePostgres
@@ -48,7 +48,7 @@ async def at_work(
     pool: Pool, retention_days: int = RETENTION_DAYS, rejection_retention_days: int = 0
 ) -> AsyncIterator[tuple[Maintenance, Metrics]]:
     metrics = Metrics(Accounts(), lambda: 0.0)
-    maintenance = Maintenance(pool, retention_days, metrics, rejection_retention_days)
+    maintenance = Maintenance(pool, Retention(retention_days, 0, rejection_retention_days), metrics)
     running = asyncio.create_task(maintenance.run(), name="maintenance")
     try:
         yield maintenance, metrics

@@ -1,4 +1,4 @@
--- The marks of hours before $2 that readings of some devices, or (without a name) of any device, came late for.
+-- The hours before $2 for which readings of some devices came late, and are not rolled up yet.
 SELECT DISTINCT {device_id} AS id, hour
 FROM {kind}_late
-WHERE {device_id} = ANY ($1::text[] || '') AND hour < $2;
+WHERE {device_id} = ANY ($1::text[]) AND hour < $2;

@@ -1,0 +1,80 @@
+"""The rollups kept up to date: hours closed, rolled up, and mended where readings came late.
+
+Of several daemons one works at a time, step by step; `sql.rollups` says how. Half of the time is left to others. What
+fails is tried again later: until then the analytics read the history instead, which is slower and never wrong.
+"""
+
+import asyncio
+import time
+from datetime import UTC, datetime
+
+import structlog
+
+from daemon.backoff import Backoff
+from daemon.metrics import Metrics
+from sql.errors import sqlstate
+from sql.measure import rollup_state
+from sql.pool import Pool, lease
+from sql.rollups import KINDS, agree_on_power, lag, step
+from sql.store import Kind
+
+log = structlog.get_logger("fleetwatt.rollups")
+
+INTERVAL_S = 20.0
+FIRST_RETRY_S = 0.5
+LONGEST_RETRY_S = 60.0
+
+
+class Rollups:
+    """Works through what there is to do at the start and then every few seconds."""
+
+    def __init__(self, pool: Pool, power_max_kw: float, metrics: Metrics) -> None:
+        self._pool = pool
+        self._power_max_kw = power_max_kw
+        self._metrics = metrics
+
+    async def run(self) -> None:
+        """Rounds for ever."""
+        backoff = Backoff(FIRST_RETRY_S, LONGEST_RETRY_S)
+        said: str | None = None
+        warned = False
+        while True:
+            try:
+                for kind in KINDS:
+                    if not warned:
+                        await self._agree(kind)
+                    await self._round(kind)
+                warned = True
+            except Exception as error:  # whatever a server or a driver in disorder may say
+                text = str(error) or type(error).__name__
+                if text != said:
+                    log.error("rolling up failed, trying again", error=text, sqlstate=sqlstate(error))
+                said = text
+                await asyncio.sleep(backoff.next_s())
+            else:
+                said = None
+                backoff.reset()
+                await asyncio.sleep(INTERVAL_S)
+
+    async def _agree(self, kind: Kind) -> None:
+        async with lease(self._pool) as connection:
+            agreed_kw = await agree_on_power(connection, kind, self._power_max_kw)
+        if agreed_kw != self._power_max_kw:
+            log.warning(
+                "the rollups were made with another POWER_MAX_KW and stay so; "
+                "to make them anew: python -m daemon rollups rebuild",
+                kind=kind.name,
+                power_max_kw=self._power_max_kw,
+                rolled_up_with=agreed_kw,
+            )
+
+    async def _round(self, kind: Kind) -> None:
+        has_more = True
+        while has_more:
+            started_at_s = time.monotonic()
+            async with lease(self._pool) as connection:
+                has_more = await step(connection, kind, datetime.now(UTC))
+                state = await rollup_state(connection, kind)
+            self._metrics.rollup_lag(kind.name, lag(state, datetime.now(UTC)).total_seconds())
+            if has_more:
+                await asyncio.sleep(time.monotonic() - started_at_s)

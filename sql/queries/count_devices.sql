@@ -1,0 +1,3 @@
+-- How many devices of a kind have ever sent a reading.
+SELECT count(*)
+FROM {kind}_status;
