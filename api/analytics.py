@@ -20,8 +20,8 @@ from sql.analytics import (
     MeterShare,
     Performance,
     Rules,
-    VehicleSummary,
 )
+from sql.fleet import VehicleSummary
 from sql.pool import Connection
 
 VEHICLE_SPAN_MAX = timedelta(days=366)

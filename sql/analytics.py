@@ -4,24 +4,21 @@ Energy is derived when it is asked for: `sql.measure` says what each device come
 and outside of them, from readings and rollups. What follows from that is computed here.
 """
 
+from collections import Counter
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from datetime import datetime
-from typing import Literal, TypeAlias, get_args
+from typing import TypeAlias, get_args
 
 from msgspec import Struct, field
 from msgspec.structs import replace
 
 from sql.cells import Total
 from sql.devices import EnergyMode
+from sql.fleet import DIGITS, FleetSums, VehicleSummary, Verdict, can_sum_fleet, sum_fleet
 from sql.measure import Piece, measure
 from sql.pool import Connection
 from sql.queries import query
 from sql.store import METER, VEHICLE, Kind
-
-Verdict: TypeAlias = Literal["ok", "low_efficiency", "insufficient_data", "above_unity", "no_ac_energy", "unlinked"]
-
-DIGITS = 6
-"""Answers are in mWh: beyond that there is only the noise of adding up."""
 
 
 class Rules(Struct, frozen=True):
@@ -82,18 +79,6 @@ class Performance(Struct, frozen=True, rename="camel", kw_only=True):
     fleet_dc_kwh: float | None = None
 
 
-class VehicleSummary(Struct, frozen=True, rename="camel"):
-    """One of the fleet's worst vehicles."""
-
-    vehicle_id: str
-    ac_kwh: float
-    dc_kwh: float
-    loss_kwh: float | None
-    efficiency: float | None
-    coverage: float
-    status: Verdict
-
-
 class FleetPerformance(Struct, frozen=True, rename="camel", kw_only=True):
     """The energy of all vehicles and meters in the window [start, end)."""
 
@@ -150,22 +135,34 @@ async def performance(
 async def fleet(connection: Connection, start: datetime, end: datetime, rules: Rules, worst: int) -> FleetPerformance:
     """The fleet's energy in [start, end), with the `worst` vehicles: of those judged, the lowest efficiency first."""
     window = _Window(start, end, rules)
-    vehicles, meters = [await _modes(connection, kind) for kind in (VEHICLE, METER)]
+    if await can_sum_fleet(connection, start, end, rules.power_max_kw):
+        limits = (rules.low_efficiency, rules.min_ac_kwh, rules.min_coverage)
+        known = await sum_fleet(connection, start, end, *limits, worst)
+        vehicles = await _modes_of(connection, VEHICLE, known.odd_vehicles)
+        meters = await _modes_of(connection, METER, known.odd_meters)
+    else:
+        known = FleetSums()
+        vehicles, meters = [await _modes(connection, kind) for kind in (VEHICLE, METER)]
     spans = await _spans(connection, list(vehicles), window)
     dc = await _measure(connection, VEHICLE, vehicles, spans, window)
     ac = await _measure(connection, METER, meters, spans, window)
     spans_of: dict[str, list[_Span]] = {vehicle_id: [] for vehicle_id in vehicles}
     for span in spans:
-        spans_of.setdefault(span.vehicle_id, []).append(span)
+        spans_of[span.vehicle_id].append(span)
     answers = [
-        _performance(vehicle_id, vehicles.get(vehicle_id, "interval"), linked, dc, ac, window)
+        _performance(vehicle_id, vehicles[vehicle_id], linked, dc, ac, window)
         for vehicle_id, linked in spans_of.items()
     ]
-    return _fleet_performance(answers, dc, ac, window, worst)
+    return _fleet_performance(known, answers, dc, ac, window, worst)
 
 
 async def _modes(connection: Connection, kind: Kind) -> _Modes:
     return dict(await connection.fetch(query(f"list_{kind.name}_modes")))
+
+
+async def _modes_of(connection: Connection, kind: Kind, device_ids: Sequence[str]) -> _Modes:
+    configured = dict(await connection.fetch(query("find_modes"), kind.name, device_ids))
+    return {device_id: configured.get(device_id, "interval") for device_id in device_ids}
 
 
 async def _spans(connection: Connection, vehicle_ids: list[str], window: _Window) -> list[_Span]:
@@ -283,26 +280,25 @@ def _reason(
 
 async def _with_fleet_share(connection: Connection, answer: Performance, window: _Window) -> Performance:
     """The answer for an unlinked vehicle, with the part of the fleet's AC energy that falls to its DC energy."""
-    fleet_ac_kwh = await _fleet_kwh(connection, METER, window)
-    fleet_dc_kwh = await _fleet_kwh(connection, VEHICLE, window)
+    whole = await fleet(connection, window.start, window.end, window.rules, worst=0)
+    fleet_ac_kwh = round(whole.ac_kwh + whole.unlinked_ac_kwh, DIGITS)
+    fleet_dc_kwh = round(whole.dc_kwh + whole.unlinked_dc_kwh, DIGITS)
     share = round(fleet_ac_kwh * answer.dc_kwh / fleet_dc_kwh, DIGITS) if fleet_dc_kwh else None
     return replace(answer, fleet_ac_share=share, fleet_ac_kwh=fleet_ac_kwh, fleet_dc_kwh=fleet_dc_kwh)
 
 
-async def _fleet_kwh(connection: Connection, kind: Kind, window: _Window) -> float:
-    """The energy of all devices of a kind."""
-    return _kwh((await _measure(connection, kind, await _modes(connection, kind), [], window)).values())
-
-
 def _fleet_performance(
-    answers: list[Performance], dc: _BySpan, ac: _BySpan, window: _Window, worst: int
+    known: FleetSums, answers: list[Performance], dc: _BySpan, ac: _BySpan, window: _Window, worst: int
 ) -> FleetPerformance:
+    """What is known of most and the answers for the rest, together."""
     linked = [answer for answer in answers if answer.status != "unlinked"]
-    judged = [answer for answer in linked if answer.status in ("ok", "low_efficiency")]
-    judged.sort(key=lambda answer: (answer.efficiency, answer.vehicle_id))
-    ac_kwh = round(sum(answer.ac_kwh for answer in linked), DIGITS)
-    dc_kwh = round(sum(answer.dc_kwh for answer in linked), DIGITS)
-    statuses = [answer.status for answer in answers]
+    judged = [*known.worst, *(_summary(answer) for answer in linked if answer.status in ("ok", "low_efficiency"))]
+    judged.sort(key=lambda summary: (summary.efficiency, summary.vehicle_id))
+    ac_kwh = round(known.ac_kwh + sum(answer.ac_kwh for answer in linked), DIGITS)
+    dc_kwh = round(known.dc_kwh + sum(answer.dc_kwh for answer in linked), DIGITS)
+    counts = Counter(known.verdicts) + Counter(answer.status for answer in answers)
+    apart_ac_kwh = _kwh(measured for (_, span), measured in ac.items() if span is None)
+    apart_dc_kwh = _kwh(measured for (_, span), measured in dc.items() if span is None)
     return FleetPerformance(
         start=window.start,
         end=window.end,
@@ -310,12 +306,12 @@ def _fleet_performance(
         dc_kwh=dc_kwh,
         loss_kwh=round(ac_kwh - dc_kwh, DIGITS) if ac_kwh else None,
         efficiency=round(dc_kwh / ac_kwh, DIGITS) if ac_kwh else None,
-        vehicles=len(answers),
-        linked=len(linked),
-        status_counts={status: statuses.count(status) for status in get_args(Verdict)},
-        worst=[_summary(answer) for answer in judged[:worst]],
-        unlinked_ac_kwh=_kwh(measured for (_, span), measured in ac.items() if span is None),
-        unlinked_dc_kwh=_kwh(measured for (_, span), measured in dc.items() if span is None),
+        vehicles=counts.total(),
+        linked=counts.total() - counts["unlinked"],
+        status_counts={status: counts[status] for status in get_args(Verdict)},
+        worst=judged[:worst],
+        unlinked_ac_kwh=round(known.unlinked_ac_kwh + apart_ac_kwh, DIGITS),
+        unlinked_dc_kwh=round(known.unlinked_dc_kwh + apart_dc_kwh, DIGITS),
     )
 
 

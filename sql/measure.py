@@ -108,13 +108,11 @@ async def _find(
         numbers = {part.device_id: part.number for part in parts}
         for row in await measure_history(connection, kind, counters, start, end, power_max_kw):
             found[numbers[row["id"]]].append(_cell(row))
-    if plan.hours:
-        bounds = (min(part.start for part in plan.hours), max(part.end for part in plan.hours))
-        for row in await connection.fetch(kind.query("find_hour_cells"), *_columns(plan.hours), *bounds):
-            found[plan.hours[row["n"] - 1].number].append(_cell(row))
-    if plan.days:
-        for row in await connection.fetch(kind.query("find_day_cells"), *_columns(plan.days)):
-            found[plan.days[row["n"] - 1].number].append(_cell(row))
+    for name, parts in (("find_hour_cells", plan.hours), ("find_day_cells", plan.days)):
+        if parts:
+            bounds = (min(part.start for part in parts), max(part.end for part in parts))
+            for row in await connection.fetch(kind.query(name), *_columns(parts), *bounds):
+                found[parts[row["n"] - 1].number].append(_cell(row))
     return found
 
 

@@ -59,7 +59,10 @@ async def step(connection: Connection, kind: Kind, now: datetime) -> bool:
 
 
 async def _close(connection: Connection, kind: Kind, state: RollupState, target: datetime) -> None:
-    """Close the hours up to `target`, or up to the end of the first UTC day that has any history."""
+    """Close the next hour before `target`, of the days that have any history.
+
+    One at a time, also where there are many: an hour's cells then lie side by side on the disk.
+    """
     await connection.execute(f"SET LOCAL lock_timeout = '{CLOSE_LOCK_TIMEOUT}'")
     await connection.execute(query("lock_rollups"))
     closed = state.closed_through
@@ -69,7 +72,7 @@ async def _close(connection: Connection, kind: Kind, state: RollupState, target:
         rolled = closed = target
     else:
         rolled = max(closed, datetime(first.year, first.month, first.day, tzinfo=closed.tzinfo))
-        closed = min(target, day_floor(rolled) + DAY)
+        closed = min(target, rolled + HOUR)
     await connection.execute(query("close_hours"), kind.name, closed, rolled)
 
 

