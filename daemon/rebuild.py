@@ -22,7 +22,7 @@ from sql.measure import LONG_AGO, rollup_state
 from sql.migrate import verify
 from sql.partitions import list_days
 from sql.pool import Pool, lease, open_pool
-from sql.rollups import KINDS, lag, rebuild, set_power
+from sql.rollups import KINDS, count_devices, count_late, lag, rebuild, set_power
 from sql.settings import DatabaseSettings, read
 from sql.store import Kind
 
@@ -70,7 +70,7 @@ async def _main(settings: RollupSettings, chosen: argparse.Namespace) -> None:
 async def _tell(pool: Pool, kind: Kind) -> None:
     async with lease(pool) as connection:
         state = await rollup_state(connection, kind)
-        late = await connection.fetchval(kind.query("count_late_hours"))
+        late = await count_late(connection, kind)
     if state.rolled_through == LONG_AGO:
         _say(f"{kind.name}s: nothing rolled up yet")
         return
@@ -85,7 +85,7 @@ async def _rebuild(pool: Pool, kind: Kind, start: datetime | None, end: datetime
     async with lease(pool) as connection:
         state = await rollup_state(connection, kind)
         days = sorted((await list_days(connection, kind.history_table)).values())
-        devices = await connection.fetchval(kind.query("count_devices"))
+        devices = await count_devices(connection, kind)
     first = datetime(days[0].year, days[0].month, days[0].day, tzinfo=UTC) if days else state.rolled_through
     is_all = start is None and end is None
     power_max_kw = power_max_kw if is_all else state.power_max_kw

@@ -15,8 +15,15 @@ NEEDED = {
     "meter_status": (*READ_AND_WRITE, "UPDATE"),
     "vehicle_status": (*READ_AND_WRITE, "UPDATE"),
     "rejection": (*READ_AND_WRITE, "UPDATE", "DELETE"),  # UPDATE for the locks of the purge
+    **dict.fromkeys(
+        ("meter_hour", "vehicle_hour", "meter_day", "vehicle_day", "meter_late", "vehicle_late"),
+        (*READ_AND_WRITE, "DELETE"),
+    ),
+    "rollup_state": ("SELECT", "UPDATE"),
 }
 """What the daemon does with its tables."""
+OWNED = (*HISTORY_TABLES, "meter_hour", "vehicle_hour")
+"""Those of which it makes and drops partitions."""
 
 
 class Server(msgspec.Struct, frozen=True):
@@ -59,7 +66,7 @@ async def list_missing_rights(connection: asyncpg.Connection) -> list[str]:
     """What the account would have to be granted, in words."""
     pairs = [(table, privilege) for table, privileges in NEEDED.items() for privilege in privileges]
     tables, privileges = zip(*pairs, strict=True)
-    rows = await connection.fetch(query("examine_rights"), tables, privileges, HISTORY_TABLES)
+    rows = await connection.fetch(query("examine_rights"), tables, privileges, OWNED)
     return [row["missing"] for row in rows]
 
 

@@ -108,10 +108,13 @@ async def _find(
         numbers = {part.device_id: part.number for part in parts}
         for row in await measure_history(connection, kind, counters, start, end, power_max_kw):
             found[numbers[row["id"]]].append(_cell(row))
-    for name, parts in (("find_hour_cells", plan.hours), ("find_day_cells", plan.days)):
+    for statement, parts in (
+        (kind.query("find_hour_cells"), plan.hours),
+        (kind.query("find_day_cells"), plan.days),
+    ):
         if parts:
             bounds = (min(part.start for part in parts), max(part.end for part in parts))
-            for row in await connection.fetch(kind.query(name), *_columns(parts), *bounds):
+            for row in await connection.fetch(statement, *_columns(parts), *bounds):
                 found[parts[row["n"] - 1].number].append(_cell(row))
     return found
 

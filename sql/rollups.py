@@ -205,6 +205,16 @@ async def set_power(connection: Connection, kind: Kind, power_max_kw: float) -> 
     await connection.execute(query("set_rollup_power"), kind.name, power_max_kw)
 
 
+async def count_late(connection: Connection, kind: Kind) -> int:
+    """How many marks of late readings wait: devices and hours, or hours of all devices."""
+    return int(await connection.fetchval(kind.query("count_late_hours")))
+
+
+async def count_devices(connection: Connection, kind: Kind) -> int:
+    """How many devices of the kind have ever sent a reading."""
+    return int(await connection.fetchval(kind.query("count_devices")))
+
+
 async def first_day_needed(connection: Connection, kind: Kind) -> date:
     """The first UTC day whose readings are still to be rolled up: no earlier day's are needed any more."""
     earliest: datetime = await connection.fetchval(kind.query("find_first_hour_needed"), kind.name)

@@ -45,10 +45,10 @@ def own_postgres() -> Iterator[PrivatePostgres]:
 
 @asynccontextmanager
 async def at_work(
-    pool: Pool, retention_days: int = RETENTION_DAYS, rejection_retention_days: int = 0
+    pool: Pool, retention_days: int = RETENTION_DAYS, rejection_retention_days: int = 0, rollup_retention_days: int = 0
 ) -> AsyncIterator[tuple[Maintenance, Metrics]]:
     metrics = Metrics(Accounts(), lambda: 0.0)
-    maintenance = Maintenance(pool, Retention(retention_days, 0, rejection_retention_days), metrics)
+    maintenance = Maintenance(pool, Retention(retention_days, rollup_retention_days, rejection_retention_days), metrics)
     running = asyncio.create_task(maintenance.run(), name="maintenance")
     try:
         yield maintenance, metrics
@@ -56,6 +56,11 @@ async def at_work(
     finally:
         running.cancel()
         await asyncio.wait([running])
+
+
+async def take_for_rolled_up(connection: asyncpg.Connection) -> None:
+    """What is not rolled up is not dropped."""
+    await connection.execute("UPDATE rollup_state SET closed_through = now(), rolled_through = now()")
 
 
 def fault(maintenance: Maintenance) -> str | None:
@@ -78,6 +83,7 @@ async def test_a_round_makes_partitions_ahead_and_drops_expired_ones(pool: Pool,
     kept, expired = [today() - timedelta(days=RETENTION_DAYS - n) for n in (0, -1)]
     for table in HISTORY_TABLES:
         await Days().ensure(database, table, [expired - timedelta(days=100), expired, kept])
+    await take_for_rolled_up(database)
 
     async def done() -> bool:
         return all([await days_of(database, table) == ahead() | {kept} for table in HISTORY_TABLES])
@@ -86,6 +92,47 @@ async def test_a_round_makes_partitions_ahead_and_drops_expired_ones(pool: Pool,
         await eventually(done)
         assert maintenance.schema_fault is None
         assert metrics.registry.get_sample_value("fleetwatt_partitions_dropped_total") == 4
+
+
+async def test_history_that_is_not_rolled_up_is_not_dropped(pool: Pool, database: asyncpg.Connection) -> None:
+    expired = today() - timedelta(days=RETENTION_DAYS + 1)
+    await Days().ensure(database, "meter_reading", [expired])
+
+    async def done() -> bool:
+        return await days_of(database, "vehicle_reading") == ahead()
+
+    async def dropped() -> bool:
+        return expired not in await days_of(database, "meter_reading")
+
+    async with at_work(pool):
+        await eventually(done)
+        assert not await dropped()
+        await take_for_rolled_up(database)
+        await eventually(dropped)
+    kept_from = await database.fetchval("SELECT kept_from FROM rollup_state WHERE kind = 'meter'")
+    assert kept_from.date() == today() - timedelta(days=RETENTION_DAYS)
+
+
+async def test_rollups_are_kept_for_a_time_of_their_own(pool: Pool, database: asyncpg.Connection) -> None:
+    for month in (date(2024, 1, 1), date(2024, 2, 1), today()):
+        await database.execute("SELECT ensure_month('meter_hour', $1)", month)
+
+    async def months() -> set[str]:
+        rows = await database.fetch(
+            "SELECT inhrelid::regclass::text FROM pg_inherits WHERE inhparent = 'meter_hour'::regclass"
+        )
+        return {row[0] for row in rows}
+
+    async def january_dropped() -> bool:
+        return await months() == {"meter_hour_202402", f"meter_hour_{today():%Y%m}"}
+
+    async def dropped() -> bool:
+        return await months() == {f"meter_hour_{today():%Y%m}"}
+
+    async with at_work(pool, retention_days=0, rollup_retention_days=(today() - date(2024, 2, 20)).days):
+        await eventually(january_dropped)
+    async with at_work(pool, retention_days=0, rollup_retention_days=60):
+        await eventually(dropped)
 
 
 async def test_without_retention_everything_is_kept(pool: Pool, database: asyncpg.Connection) -> None:
@@ -176,6 +223,7 @@ async def test_a_long_query_on_one_table_keeps_no_table_from_its_new_partitions(
     monkeypatch.setattr(partitions, "DROP_LOCK_TIMEOUT", "50ms")
     expired = today() - timedelta(days=RETENTION_DAYS + 1)
     await Days().ensure(database, "meter_reading", [expired])
+    await take_for_rolled_up(database)
 
     async def made() -> bool:
         return all([await days_of(database, table) >= ahead() for table in HISTORY_TABLES])

@@ -121,6 +121,8 @@ WRONG: dict[str, tuple[str, list[str]]] = {
     "REJECTIONS_PER_S_MAX": ("rejections a second, from 0 (keep all) to 100000", ["-1", "100001", "inf", "20/s"]),
     "REJECTION_RETENTION_DAYS": (DAYS, ["-1", "36501", "90d", "0.5"]),
     "RETENTION_DAYS": (DAYS, ["-1", "36501", "400d", "for ever", "0.5"]),
+    "ROLLUP_RETENTION_DAYS": (DAYS, ["-1", "36501", "10y", "0.5"]),
+    "POWER_MAX_KW": ("kilowatts, above 0 and up to 100000", ["0", "-1", "100001", "22kW", "nan", "inf"]),
     "CLOCK_AHEAD_MAX_S": ("seconds, from 0 to 86400", ["-0.1", "86401", "nan", "-inf", "5min"]),
     "METRICS_HOST": (
         "an address of this machine and a free port",
@@ -296,6 +298,8 @@ def test_right_values_become_the_settings() -> None:
         "REJECTIONS_PER_S_MAX": "0",
         "REJECTION_RETENTION_DAYS": "36500",
         "RETENTION_DAYS": "0",
+        "ROLLUP_RETENTION_DAYS": "36500",
+        "POWER_MAX_KW": "22.5",
         "CLOCK_AHEAD_MAX_S": "86400",
         "METRICS_HOST": "::",
         "METRICS_PORT": "65535",
@@ -312,6 +316,8 @@ def test_right_values_become_the_settings() -> None:
         "REJECTIONS_PER_S_MAX": 0,
         "REJECTION_RETENTION_DAYS": 36500,
         "RETENTION_DAYS": 0,
+        "ROLLUP_RETENTION_DAYS": 36500,
+        "POWER_MAX_KW": 22.5,
         "CLOCK_AHEAD_MAX_S": 86400,
         "METRICS_PORT": 65535,
     }
