@@ -17,7 +17,8 @@ from daemon.settings import DaemonSettings
 from daemon.spool_file import DamagedError, SpoolFileError
 from daemon.status import LastProblem
 from sql import logs
-from sql.errors import SchemaError
+from sql.distribution import TABLES, check_cluster, find_places, has_rows, place
+from sql.errors import DistributionError, SchemaError
 from sql.migrate import migrate
 from sql.pool import connect
 from sql.settings import DatabaseSettings, SettingsError, read
@@ -30,7 +31,10 @@ def main(arguments: list[str] | None = None) -> int:
     parser = argparse.ArgumentParser(prog="python -m daemon", description="From the broker to the table.")
     commands = parser.add_subparsers(dest="command", metavar="COMMAND")
     commands.add_parser("run", help="run the daemon (what is done when no command is given)")
-    commands.add_parser("migrate", help="bring the database's schema up to date")
+    migrating = commands.add_parser("migrate", help="bring the database's schema up to date")
+    migrating.add_argument(
+        "--distribute", action="store_true", help="and spread its tables over the workers of a Citus cluster"
+    )
     commands.add_parser("leave", help="store what waits for this daemon at the broker, and end its session there")
     check.add_arguments(commands.add_parser("check", help="find what is wrong, and say what mends it"))
     rejects.add_arguments(
@@ -41,7 +45,7 @@ def main(arguments: list[str] | None = None) -> int:
     try:
         match chosen.command:
             case "migrate":
-                return _migrate()
+                return _migrate(distributing=chosen.distribute)
             case "leave":
                 return _run(leaving=True)
             case "check":
@@ -71,24 +75,37 @@ def _run(*, leaving: bool = False) -> int:
     return code
 
 
-def _migrate() -> int:
+def _migrate(*, distributing: bool) -> int:
     settings = read(DatabaseSettings, os.environ)
     logs.configure(settings.log_format, settings.log_level)
     try:
-        asyncio.run(_migrate_database(settings.database_url))
-    except (SchemaError, asyncpg.PostgresError, asyncpg.InterfaceError, OSError) as error:
+        asyncio.run(_migrate_database(settings.database_url, distributing=distributing))
+    except (SchemaError, DistributionError, asyncpg.PostgresError, asyncpg.InterfaceError, OSError) as error:
         log.error("the schema was not migrated", error=str(error) or type(error).__name__)
         return 1
     return 0
 
 
-async def _migrate_database(database_url: str) -> None:
+async def _migrate_database(database_url: str, *, distributing: bool) -> None:
     connection = await connect(database_url, timeout=10)
     try:
+        if distributing:
+            await check_cluster(connection)
         applied = await migrate(connection)
+        log.info("the schema is up to date", applied=[str(migration) for migration in applied])
+        if distributing:
+            await _distribute(connection)
     finally:
         await connection.close()
-    log.info("the schema is up to date", applied=[str(migration) for migration in applied])
+
+
+async def _distribute(connection: asyncpg.Connection) -> None:
+    for placement in TABLES:
+        places = await find_places(connection)
+        if placement.where != places[placement.table].where and await has_rows(connection, placement.table):
+            log.warning("the rows are being moved; whoever writes to the table waits", table=placement.table)
+        is_new = await place(connection, placement)
+        log.info("placed" if is_new else "there already", table=placement.table, kept=str(placement))
 
 
 if __name__ == "__main__":

@@ -34,6 +34,10 @@ class SchemaError(Exception):
     """The schema in the database is not the one that this program was made for."""
 
 
+class DistributionError(Exception):
+    """The tables cannot be distributed as they should be."""
+
+
 def judge(error: BaseException) -> Verdict:
     """The verdict on an error that a statement, a commit or a connection attempt raised."""
     if isinstance(error, asyncpg.PostgresError):

@@ -64,7 +64,7 @@ async def migrate(connection: asyncpg.Connection, migrations: list[Migration] | 
 async def _apply_next(connection: asyncpg.Connection, migrations: list[Migration]) -> Migration | None:
     """Apply the first that is missing, if one is. The lock ends with the transaction: a session may be anybody's."""
     async with connection.transaction():
-        await connection.execute("SELECT pg_advisory_xact_lock($1)", _LOCK_KEY)
+        await wait_for_turn(connection)
         await connection.execute(_CREATE_TABLE)
         missing = _missing(migrations, await _applied(connection))
         if not missing:
@@ -78,6 +78,11 @@ async def _apply_next(connection: asyncpg.Connection, migrations: list[Migration
             migration.checksum,
         )
         return migration
+
+
+async def wait_for_turn(connection: asyncpg.Connection) -> None:
+    """Wait until nobody else changes the schema; nobody does until the transaction ends."""
+    await connection.execute("SELECT pg_advisory_xact_lock($1)", _LOCK_KEY)
 
 
 async def verify(connection: asyncpg.Connection, migrations: list[Migration] | None = None) -> None:

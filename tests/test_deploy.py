@@ -388,8 +388,25 @@ def test_the_containers_of_several_daemons_do_not_start_without_a_group() -> Non
     assert len(defaults) == 3
 
 
+def test_the_containers_of_a_cluster_make_every_worker_known_and_distribute_the_tables() -> None:
+    cluster = (ROOT / "docker-compose.citus.yml").read_text()
+    workers = set(re.findall(r"^  (worker-\d+):", cluster[: cluster.index("\nvolumes:")], re.MULTILINE))
+    assert len(workers) > 1
+    assert set(re.findall(r"citus_add_node\('([\w-]+)'", cluster)) == workers
+    assert set(re.findall(r"^      - ([\w-]+):/var/lib/postgresql/data$", cluster, re.MULTILINE)) == {
+        "coordinator",
+        *workers,
+    }
+    assert re.findall(r"image: citusdata/citus:(.+)", cluster) == ["13.2.0"]
+    assert "command: [daemon, migrate, --distribute]" in cluster
+    files = set(re.findall(r"\./secrets/([a-z_0-9]+)\b", cluster))
+    manual = (ROOT / "docs" / "docker.md").read_text() + (ROOT / "docs" / "scaling.md").read_text()
+    assert all(f"> {name}" in manual for name in files)
+
+
+@pytest.mark.parametrize("override", [[], ["docker-compose.citus.yml"]], ids=["one server", "cluster"])
 @pytest.mark.parametrize("profile", ["", "many"])
-def test_docker_understands_the_compose_file(profile: str) -> None:
+def test_docker_understands_the_compose_files(profile: str, override: list[str]) -> None:
     # No package that `make` installs brings Docker. The file's meaning is tested above without it.
     plugin = ["docker", "compose", "version"]
     if not shutil.which("docker") or subprocess.run(plugin, capture_output=True, check=False).returncode:
@@ -397,8 +414,7 @@ def test_docker_understands_the_compose_file(profile: str) -> None:
     command = [
         "docker",
         "compose",
-        "--file",
-        str(ROOT / "docker-compose.yml"),
+        *(word for name in ["docker-compose.yml", *override] for word in ("--file", str(ROOT / name))),
         "--profile",
         profile,
         "config",

@@ -16,6 +16,7 @@ from daemon.doctor.findings import Finding, failure, ok, skipped, warning
 from daemon.maintenance import days_ahead
 from daemon.service import POOL_CONNECTIONS_MAX
 from sql import doctor, tls
+from sql.distribution import is_distributed
 from sql.doctor import Server
 from sql.errors import SchemaError, sqlstate
 from sql.migrate import verify
@@ -291,6 +292,8 @@ async def examine_disk(
     connection: asyncpg.Connection, server: Server, bytes_of: dict[date, int], today: date, retention_days: int
 ) -> Finding:
     """How the disk will fill."""
+    if await is_distributed(connection):
+        return skipped("database.disk", "the history is on workers, whose disks are not seen from here")
     full_days = [bytes_of[day] for n in range(1, GROWTH_DAYS + 1) if (day := today - timedelta(days=n)) in bytes_of]
     total = await doctor.measure_database(connection)
     free = await asyncio.to_thread(_free_bytes, server)

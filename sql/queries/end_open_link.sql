@@ -1,5 +1,6 @@
--- End the open link of vehicle $1 at $2, and return it; one that begins a moment ahead lasts a microsecond.
+-- End the open link of vehicle $1 at $2, and return it; one that begins a moment ahead lasts a microsecond. (Adding to a
+-- time without a zone asks for no setting of the session, which a distributed database does not take in an UPDATE.)
 UPDATE vehicle_meter_link
-SET valid_to = greatest($2, valid_from + interval '1 microsecond')
+SET valid_to = greatest($2, (valid_from AT TIME ZONE 'UTC' + interval '1 microsecond') AT TIME ZONE 'UTC')
 WHERE vehicle_id = $1 AND valid_to IS NULL
 RETURNING vehicle_id, meter_id, valid_from, valid_to;
