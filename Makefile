@@ -1,11 +1,11 @@
 # The first target is what `make` alone does: tell what there is.
 FLEET ?= 200
 SECONDS ?= 0
-MESSAGES ?= 100000
 TEST_PROCESSES ?= 3
 ATTACK_SECONDS ?= 120
 FUZZ_SECONDS ?= 60
 RUNS ?= 1
+BENCH_FLAGS ?=
 PREFIX ?= /opt/fleetwatt
 
 PYTHON ?= $(shell command -v python3.11 || command -v python3)
@@ -32,8 +32,8 @@ format: .venv/ready ## put the code in the house's form
 	@.venv/bin/ruff check --fix --quiet
 	@.venv/bin/ruff format
 
-bench: .venv/ready broker ## drain of a backlog, measured (MESSAGES=100000)
-	@.venv/bin/python -m dev bench --messages $(MESSAGES)
+bench: .venv/ready broker ## measure it for an hour, and write a page with a plot (BENCH_FLAGS=--quick: a few minutes)
+	@.venv/bin/python -m dev bench $(BENCH_FLAGS)
 
 docs: .venv/ready ## write docs/openapi.json and docs/postman.json anew from the routes
 	@.venv/bin/python -m api openapi > docs/openapi.json

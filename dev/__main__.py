@@ -6,8 +6,10 @@ import os
 import sys
 from pathlib import Path
 
+import msgspec
+
 from dev.ask import AskError, ask
-from dev.bench import bench
+from dev.bench.plan import PART_NAMES, QUICK, Plan
 from dev.faults import faults
 from dev.fuzz import fuzz
 from dev.history import history
@@ -35,7 +37,10 @@ def main() -> int:
             case "ask":
                 asyncio.run(ask(address("API_URL", FOLDER), options.vehicles, options.requests, [1, 32]))
             case "bench":
-                return asyncio.run(bench(FOLDER.absolute() / "bench", options.messages, options.runs))
+                from dev.bench.run import bench  # what draws takes a second to load, for which nobody else should wait
+
+                out = options.out.absolute()
+                return asyncio.run(bench(FOLDER.absolute() / "bench" / "stack", _plan(options), out))
             case "outage":
                 stack_folder = FOLDER.absolute() / "outage"
                 return asyncio.run(outage(stack_folder, options.devices, options.minutes, options.runs))
@@ -46,6 +51,8 @@ def main() -> int:
     except (AskError, ProcessError, ReplayError) as error:
         print(f"fleetwatt: {error}", file=sys.stderr)
         return 1
+    except KeyboardInterrupt:
+        return 130
     return 0
 
 
@@ -68,9 +75,15 @@ def _parser() -> argparse.ArgumentParser:
     question = commands.add_parser("ask", help="how long the performance route takes on that history")
     question.add_argument("--vehicles", type=_count, default=10_000, help="as given to `history`")
     question.add_argument("--requests", type=_count, default=2_000, help="at one client, and at 32")
-    measure = commands.add_parser("bench", help="how fast a backlog is stored, and what it costs")
-    measure.add_argument("--messages", type=_count, default=100_000, help="in the backlog")
-    measure.add_argument("--runs", type=_count, default=3, help="how often")
+    measure = commands.add_parser("bench", help="what is stored, how fast, at what cost, and how that compares")
+    measure.add_argument("--quick", action="store_true", help="a few minutes, to see that it works")
+    measure.add_argument(
+        "--only", nargs="+", choices=PART_NAMES, metavar="NAME", help=f"some of: {', '.join(PART_NAMES)}"
+    )
+    measure.add_argument("--runs", type=_some, help="how often each")
+    measure.add_argument("--seconds", type=_some, help="of each interval that is measured")
+    measure.add_argument("--devices", type=_even, nargs="+", help="half meters, half vehicles, for the sustained rate")
+    measure.add_argument("--out", type=Path, default=FOLDER / "bench", help="the folder for page, plot and results")
     absence = commands.add_parser("outage", help="what a database that is away for an hour costs")
     absence.add_argument("--devices", type=_count, default=10_000, help="each sends a reading a minute")
     absence.add_argument("--minutes", type=_count, default=60, help="of readings that come meanwhile")
@@ -81,6 +94,24 @@ def _parser() -> argparse.ArgumentParser:
     fuzzing = commands.add_parser("fuzz", help="coverage-guided fuzzing of what comes from outside")
     fuzzing.add_argument("--seconds", type=_count, default=60, help="for each target")
     return parser
+
+
+def _plan(options: argparse.Namespace) -> Plan:
+    given = {name: getattr(options, name) for name in ("runs", "seconds", "devices", "only")}
+    changes = {name: tuple(value) if isinstance(value, list) else value for name, value in given.items() if value}
+    return msgspec.structs.replace(QUICK if options.quick else Plan(), **changes)
+
+
+def _some(text: str) -> int:
+    if not (number := _count(text)):
+        raise argparse.ArgumentTypeError("0 is not enough")
+    return number
+
+
+def _even(text: str) -> int:
+    if (number := _some(text)) % 2:
+        raise argparse.ArgumentTypeError(f"{text} cannot be halved")
+    return number
 
 
 def _count(text: str) -> int:

@@ -35,9 +35,11 @@ class PrivateBroker:
             **({"user": "root"} if is_root() else {}),
             **(settings or {}),
         }
-        configuration = folder / "mosquitto.conf"
-        configuration.write_text(derive(CONFIGURATION.read_text(encoding="utf-8"), differences), encoding="utf-8")
-        self.process = Child("mosquitto", [_executable(), "-c", str(configuration)], folder)
+        self.configuration = folder / "mosquitto.conf"
+        """The file that it reads."""
+        derived = derive(CONFIGURATION.read_text(encoding="utf-8"), differences)
+        self.configuration.write_text(derived, encoding="utf-8")
+        self.process = Child("mosquitto", [_executable(), "-c", str(self.configuration)], folder)
 
     @property
     def url(self) -> str:

@@ -27,9 +27,7 @@ class Stack:
         folder.mkdir(parents=True, exist_ok=True)
         self.folder = folder
         self._lock = _lock(folder)
-        for part in ("postgres", "mosquitto", "."):
-            for name in end_orphans(folder / part):
-                print(f"ended {name}, which an earlier run had left behind")
+        end_leftovers(folder)
         self.postgres = PrivatePostgres(folder / "postgres")
         self.broker = PrivateBroker(folder / "mosquitto")
         self.metrics_port = free_port()
@@ -137,6 +135,13 @@ class Stack:
     def _child(self, room: str) -> Child:
         # The environment is that of the start: the database's password is not known before.
         return Child(room, [sys.executable, "-m", room], self.folder, env=self._environment, cwd=ROOT)
+
+
+def end_leftovers(folder: Path) -> None:
+    """End what a stack in this folder left running when it was killed; before its files go, since they tell what."""
+    for part in ("postgres", "mosquitto", "."):
+        for name in end_orphans(folder / part):
+            print(f"ended {name}, which an earlier run had left behind")
 
 
 def _is_ready(url: str) -> bool:
