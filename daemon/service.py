@@ -6,6 +6,7 @@ not acknowledged either, so the broker sends it again.
 """
 
 import asyncio
+import gc
 import os
 import signal
 import time
@@ -49,6 +50,9 @@ POOL_CONNECTIONS_MAX = 7
 IN_FLIGHT_BATCHES_MAX = 4
 """Readings in memory, in full batches, from which on nothing more is read from the broker."""
 TICK_S = 1.0
+COLLECTED_FROM = 50_000
+"""New objects from which on the cyclic collector looks at them: Python's 700 have it go over the rows of a batch again
+and again, which are in no cycle. What is in one, such as the traceback of an error, waits a little longer."""
 
 
 class Intake:
@@ -168,6 +172,8 @@ async def serve(
             if leaving:
                 others["leave"] = leave(subscriber, accounts, stop)
             async with serving(build_app(readiness, metrics.registry, board), listener):
+                gc.freeze()  # what is there by now stays, and need not be looked at
+                gc.set_threshold(COLLECTED_FROM)
                 notifier.ready()
                 log.info(
                     "started",

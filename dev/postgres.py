@@ -31,7 +31,7 @@ SETTINGS = {
     "listen_addresses": "127.0.0.1",
     "unix_socket_directories": "",
     "max_connections": "100",
-    "shared_buffers": "256MB",
+    "shared_buffers": "1GB",
     "max_wal_size": "4GB",
     "timezone": "UTC",
     "log_timezone": "UTC",

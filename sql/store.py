@@ -6,7 +6,8 @@ A row is a plain tuple, because there are tens of thousands a second:
 
 Two ways lead into the table, and a batch first takes the fast one:
 
-- `copy`: binary COPY of sorted rows, then the live upsert. All or nothing: one repeated key fails the batch.
+- `copy`: binary COPY of sorted rows, then the live upsert. All or nothing: one repeated key fails the batch. The rows
+  are packed by `sql.columns`, since asyncpg takes thrice as long for them.
 - `insert`: `unnest` with ON CONFLICT DO NOTHING. Says of each row whether it was stored, was there already
   (a duplicate) or contradicts what is there (a conflict: same device and time, other values).
 
@@ -24,6 +25,7 @@ from typing import Any, TypeAlias
 
 import msgspec
 
+from sql.columns import Columns, columns_of, newest_of, pack
 from sql.errors import Verdict, judge
 from sql.hours import hour_floor
 from sql.partitions import Days, days_between
@@ -38,11 +40,12 @@ DAYS_MAX = 100
 LATE_MARKS_MAX = 1000
 """Of one batch with late readings. What comes after an outage is marked by the hour and not by the device."""
 
+_device = itemgetter(0)
 _key = itemgetter(0, 1)
 _ts = itemgetter(1)
 
 
-class Kind(msgspec.Struct, frozen=True):
+class Kind(msgspec.Struct, frozen=True, cache_hash=True):
     """One kind of device: its tables, its queries and the history's columns."""
 
     name: str
@@ -98,8 +101,6 @@ class Sorted(msgspec.Struct):
     """Rows of one kind, ready for the table: ordered by key, each key once, with what fell out on the way."""
 
     rows: list[Row]
-    newest: list[Row]
-    """The last row of each device, in the order of `rows`."""
     duplicates: int
     """Rows that repeated another of the batch to the letter."""
     conflicts: list[Row]
@@ -116,9 +117,12 @@ class Inserted(msgspec.Struct):
 
 def sort(rows: list[Row]) -> Sorted:
     """Order rows by key and keep, of those that share one, the first that arrived. `rows` is sorted in place."""
-    rows.sort(key=_key)  # stable, so that rows with one key stay in the order of their arrival
-    if len(set(map(_key, rows))) == len(rows):
-        return Sorted(rows, _newest(rows), 0, [])
+    # Stable, so that rows with one key stay in the order of their arrival. Two sorts by one column each take half the
+    # time of one by both: times come nearly in order, and texts are compared without looking at what they are.
+    rows.sort(key=_ts)
+    rows.sort(key=_device)
+    if len(set(map(_device, rows))) == len(rows) or len(set(map(_key, rows))) == len(rows):
+        return Sorted(rows, 0, [])
     return _without_repeats(rows)
 
 
@@ -138,10 +142,6 @@ def slices(rows: list[Row]) -> list[list[Row]]:
     return [[row for day in days[at : at + DAYS_MAX] for row in by_day[day]] for at in range(0, len(days), DAYS_MAX)]
 
 
-def _newest(rows: list[Row]) -> list[Row]:
-    return list({row[0]: row for row in rows}.values())
-
-
 def _without_repeats(rows: list[Row]) -> Sorted:
     kept: list[Row] = []
     duplicates, conflicts = 0, []
@@ -153,18 +153,18 @@ def _without_repeats(rows: list[Row]) -> Sorted:
                 conflicts.append(row)
         else:
             kept.append(row)
-    return Sorted(kept, _newest(kept), duplicates, conflicts)
+    return Sorted(kept, duplicates, conflicts)
 
 
 async def copy(connection: Connection, kind: Kind, batch: Sorted, days: Days) -> None:
     """The fast way: all rows, or an error and none. The rows are committed when this returns."""
     await _ensure_days(connection, kind, batch.rows, days)
-    columns = itemgetter(*range(len(kind.columns)))
+    columns = columns_of(batch.rows)
     async with transaction(connection):
-        await connection.copy_records_to_table(
-            kind.history_table, records=map(columns, batch.rows), columns=kind.columns
+        await connection.copy_to_table(
+            kind.history_table, source=memoryview(pack(columns)), columns=kind.columns, format="binary"
         )
-        await connection.execute(query(f"upsert_{kind.name}_status"), *_arrays(kind, batch.newest))
+        await _upsert_status(connection, kind, columns)
         await _mark_late(connection, kind, batch.rows)
 
 
@@ -183,11 +183,15 @@ async def insert(connection: Connection, kind: Kind, rows: list[Row], days: Days
             first, last = _span(rows)
             found = await connection.fetch(query(f"find_{kind.name}_repeats"), *arrays, first, last)
             repeats = {repeat["n"] - 1: repeat["same"] for repeat in found}
-        fresh = [row for n, row in enumerate(rows) if n not in repeats]
-        await connection.execute(query(f"upsert_{kind.name}_status"), *_arrays(kind, _newest(fresh)))
-        await _mark_late(connection, kind, fresh)
+        if fresh := [row for n, row in enumerate(rows) if n not in repeats]:
+            await _upsert_status(connection, kind, columns_of(fresh))
+            await _mark_late(connection, kind, fresh)
     conflicts = [rows[n] for n, same in repeats.items() if not same]
     return Inserted(len(fresh), len(repeats) - len(conflicts), conflicts)
+
+
+async def _upsert_status(connection: Connection, kind: Kind, columns: Columns) -> None:
+    await connection.execute(query(f"upsert_{kind.name}_status"), *newest_of(columns))
 
 
 async def _mark_late(connection: Connection, kind: Kind, rows: list[Row]) -> None:
@@ -220,8 +224,8 @@ def _values(row: Row) -> Row:
 
 
 def _arrays(kind: Kind, rows: list[Row]) -> list[Any]:
-    """One array a column, as `unnest` takes them."""
-    return list(zip(*rows, strict=True))[: len(kind.columns)] if rows else [[] for _ in kind.columns]
+    """One array a column, as the slow way's `unnest` takes them."""
+    return list(zip(*rows, strict=True))[: len(kind.columns)]
 
 
 async def isolate(

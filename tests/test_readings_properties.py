@@ -184,6 +184,9 @@ def test_whatever_is_taken_can_be_stored_to_the_last_bit(
             found = await connection.fetch(f"SELECT * FROM {form.kind.history_table} ORDER BY 1, 2")
             assert [to_the_bit(tuple(row)) for row in found] == [to_the_bit(row[:-1]) for row in sorted_rows.rows]
             assert len(found) + sorted_rows.duplicates + len(sorted_rows.conflicts) == len(rows)
+            live = await connection.fetch(f"SELECT * FROM {form.kind.name}_status ORDER BY 1")
+            newest = {row[0]: to_the_bit(row[:-1]) for row in sorted_rows.rows}
+            assert [to_the_bit(tuple(row)) for row in live] == list(newest.values())
 
     and_back(database_url, store_and_look)
 

@@ -10,10 +10,23 @@ from typing import Any
 import asyncpg
 import pytest
 
-from sql import store
+from sql import columns, store
+from sql.columns import columns_of, newest_of
 from sql.partitions import Days
 from sql.queries import query
-from sql.store import DAYS_MAX, METER, VEHICLE, Inserted, Kind, Row, Sorted, copy, insert, slices, sort
+from sql.store import (
+    DAYS_MAX,
+    METER,
+    VEHICLE,
+    Inserted,
+    Kind,
+    Row,
+    Sorted,
+    copy,
+    insert,
+    slices,
+    sort,
+)
 
 NOON = datetime(2024, 5, 1, 12, tzinfo=UTC)
 AT = datetime(2024, 5, 1, 12, 0, 1, tzinfo=UTC)
@@ -79,7 +92,9 @@ async def test_the_order_of_devices_is_that_of_the_database(database: asyncpg.Co
 
 def test_the_newest_row_of_each_device_is_found_in_the_order_of_the_devices() -> None:
     rows = [meter(device, minutes(n)) for device, n in [("b", 3), ("a", 1), ("b", 1), ("a", 9), ("c", 0)]]
-    assert [row[:2] for row in sort(rows).newest] == [("a", minutes(9)), ("b", minutes(3)), ("c", minutes(0))]
+    devices, times, *_ = newest_of(columns_of(sort(rows).rows))
+    assert devices == ["a", "b", "c"]
+    assert [columns._EPOCH + timedelta(microseconds=time) for time in times] == [minutes(9), minutes(3), minutes(0)]
 
 
 @pytest.mark.parametrize(
@@ -111,7 +126,7 @@ def test_of_rows_with_one_key_the_first_that_arrived_is_kept(
     assert batch.rows[2][-1] == b"0"
     assert batch.duplicates == duplicates
     assert [row[2] for row in batch.conflicts] == conflicts
-    assert len(batch.newest) == 3
+    assert newest_of(columns_of(batch.rows))[0] == ["a", "m", "z"]
 
 
 def test_another_time_of_receipt_makes_no_conflict() -> None:
@@ -134,7 +149,7 @@ def test_readings_of_very_many_days_are_stored_some_days_at_a_time() -> None:
 
 
 def test_nothing_sorted_is_nothing() -> None:
-    assert sort([]) == Sorted([], [], 0, [])
+    assert sort([]) == Sorted([], 0, [])
 
 
 # The fast way.
@@ -176,6 +191,32 @@ async def test_numbers_are_kept_to_the_last_digit(database: asyncpg.Connection, 
 
     assert [row[2] for row in await history(database, METER)] == FLOATS
     assert [row[2] for row in await live(database, METER)] == FLOATS
+
+
+@kinds
+@pytest.mark.parametrize("way", ["copy", "insert"])
+async def test_times_are_kept_to_the_microsecond_and_ids_to_the_last_character(
+    database: asyncpg.Connection, way: str, kind: Kind
+) -> None:
+    chance = random.Random(1)
+    century_us = 100 * 365 * 86400 * 1_000_000
+    letters = "abcXYZ019._:-"
+    rows = [
+        MAKE[kind](
+            "".join(chance.choices(letters, k=length)),
+            datetime(2000, 1, 1, tzinfo=UTC) + timedelta(microseconds=chance.randrange(century_us)),
+            at=datetime(2000, 1, 1, tzinfo=UTC) + timedelta(microseconds=chance.randrange(century_us)),
+        )
+        for length in range(1, 65)
+    ]
+    for some in slices(rows):
+        if way == "copy":
+            await copy(database, kind, sort(some), Days())
+        else:
+            await insert(database, kind, sort(some).rows, Days())
+
+    assert await history(database, kind) == stored(rows)
+    assert await live(database, kind) == stored(rows)
 
 
 @pytest.mark.parametrize("way", ["copy", "insert"])
