@@ -12,7 +12,7 @@ from starlette.responses import Response
 from api.contract import JSON, Answer, Call, Operation, Sidecar
 from api.errors import ProblemError
 from api.links import VehiclePath
-from api.params import DeviceId, NoQuery, Window, window
+from api.params import DeviceId, NoQuery, TimeZone, Window, window, zone
 from sql import analytics
 from sql.analytics import (
     Flags,
@@ -23,10 +23,12 @@ from sql.analytics import (
 )
 from sql.fleet import VehicleSummary
 from sql.pool import Connection
+from sql.series import DAYS_DEFAULT, PerformanceSeries, Point, Step, default_start, series
 
 VEHICLE_SPAN_MAX = timedelta(days=366)
 FLEET_SPAN_MAX = timedelta(days=31)
 WORST_DEFAULT = 10
+_MISSING = "Nobody knows the vehicle {}: it has sent no reading and is not linked"
 
 
 class VehicleWindow(Window, frozen=True, kw_only=True, rename="camel"):
@@ -41,6 +43,17 @@ class FleetWindow(Window, frozen=True, kw_only=True):
     worst: Annotated[int, Meta(ge=0, le=100, description="a whole number from 0 to 100", examples=[10])] = WORST_DEFAULT
 
 
+class SeriesWindow(Window, frozen=True, kw_only=True):
+    """A window and what its points are."""
+
+    step: Annotated[Step, Meta(description="hour or day", examples=["day"])] = "hour"
+    tz: TimeZone = "UTC"
+
+    def default_start(self, end: datetime) -> datetime:
+        """A day before its end, or with the first of some local days."""
+        return default_start(end, self.step, zone(self.tz))
+
+
 async def performance(call: Call[VehiclePath, Window, None]) -> Response:
     """The performance of the vehicle in the path."""
     return await _performance(call.sidecar, call.path.vehicle_id, call.query, call.request.headers)
@@ -49,6 +62,19 @@ async def performance(call: Call[VehiclePath, Window, None]) -> Response:
 async def performance_by_query(call: Call[NoQuery, VehicleWindow, None]) -> Response:
     """The performance of the vehicle in the query."""
     return await _performance(call.sidecar, call.query.vehicle_id, call.query, call.request.headers)
+
+
+async def performance_series(call: Call[VehiclePath, SeriesWindow, None]) -> Response:
+    """The performance of the vehicle in the path by local hour or day."""
+    vehicle_id, asked, rules = call.path.vehicle_id, call.query, _rules(call.sidecar)
+    local = zone(asked.tz)
+
+    async def find(connection: Connection, start: datetime, end: datetime) -> PerformanceSeries | None:
+        return await series(connection, vehicle_id, start, end, rules, asked.step, local)
+
+    subject = ("series", vehicle_id, asked.step, asked.tz)
+    missing = _MISSING.format(vehicle_id)
+    return await _cached(call.sidecar, subject, asked, VEHICLE_SPAN_MAX, find, call.request.headers, missing)
 
 
 async def fleet(call: Call[NoQuery, FleetWindow, None]) -> Response:
@@ -69,8 +95,8 @@ async def _performance(sidecar: Sidecar, vehicle_id: str, asked: Window, headers
     async def find(connection: Connection, start: datetime, end: datetime) -> Performance | None:
         return await analytics.performance(connection, vehicle_id, start, end, rules)
 
-    missing = f"Nobody knows the vehicle {vehicle_id}: it has sent no reading and is not linked"
-    return await _cached(sidecar, ("vehicle", vehicle_id), asked, VEHICLE_SPAN_MAX, find, headers, missing)
+    subject, missing = ("vehicle", vehicle_id), _MISSING.format(vehicle_id)
+    return await _cached(sidecar, subject, asked, VEHICLE_SPAN_MAX, find, headers, missing)
 
 
 async def _cached(
@@ -135,6 +161,29 @@ _EXAMPLE = Performance(
     dc_kwh_unlinked=0.0,
     fleet_ac_share=None,
 )
+_SERIES_EXAMPLE = PerformanceSeries(
+    vehicle_id="vehicle-0001",
+    start=datetime(2026, 3, 28, 23, tzinfo=UTC),
+    end=datetime(2026, 3, 29, 22, tzinfo=UTC),
+    step="day",
+    tz="Europe/Berlin",
+    points=[
+        Point(
+            start=datetime(2026, 3, 28, 23, tzinfo=UTC),
+            end=datetime(2026, 3, 29, 22, tzinfo=UTC),
+            ac_kwh=24.0,
+            dc_kwh=21.6,
+            loss_kwh=2.4,
+            efficiency=0.9,
+            avg_battery_temp=24.1,
+            samples=1380,
+            meter_samples=1380,
+            coverage=1.0,
+            status="ok",
+            dc_kwh_unlinked=0.0,
+        )
+    ],
+)
 _FLEET_EXAMPLE = FleetPerformance(
     start=_FROM,
     end=_TO,
@@ -155,6 +204,9 @@ _HEADERS = {
 }
 _NOT_MODIFIED = Answer("What the client has is still right", headers=_HEADERS)
 _ANSWERS = {200: Answer("The performance", Performance, {JSON: _EXAMPLE}, headers=_HEADERS), 304: _NOT_MODIFIED}
+_SERIES_TEXT = f"""A point for each hour or day of the local clock in `tz`, with what the performance says of it; those
+without readings too. The first and the last one are cut to `from` (included) and `to` (excluded), at most
+{VEHICLE_SPAN_MAX.days} days. Left out: the last 24 hours, or the last {DAYS_DEFAULT} local days, today included."""
 _WINDOW_TEXT = (
     "Over the last 24 hours, or `from` (included) to `to` (excluded) on the readings' own time, at most {days} days."
 )
@@ -183,6 +235,22 @@ OPERATIONS = (
         handler=performance_by_query,
         query=VehicleWindow,
         answers=_ANSWERS,
+        problems=(404,),
+    ),
+    Operation(
+        id="performanceSeries",
+        method="GET",
+        path="/analytics/series/{vehicleId}",
+        tag="Analytics",
+        summary="How much energy a vehicle loses by local hour or day",
+        description=_SERIES_TEXT,
+        handler=performance_series,
+        path_type=VehiclePath,
+        query=SeriesWindow,
+        answers={
+            200: Answer("The series", PerformanceSeries, {JSON: _SERIES_EXAMPLE}, headers=_HEADERS),
+            304: _NOT_MODIFIED,
+        },
         problems=(404,),
     ),
     Operation(

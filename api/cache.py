@@ -9,6 +9,8 @@ from collections.abc import Awaitable, Callable, Hashable
 from msgspec import Struct
 
 ENTRIES_MAX = 4096
+BYTES_MAX = 64 * 2**20
+"""Of all answers: a year by the hour is 2 MB."""
 
 
 class Entry(Struct, frozen=True):
@@ -28,11 +30,13 @@ class Cache:
         self._told = told
         self._clock = clock
         self._entries: OrderedDict[Hashable, Entry] = OrderedDict()
+        self._bytes = 0
         self._under_way: dict[Hashable, asyncio.Task[Entry]] = {}
 
     def clear(self) -> None:
         """Forget everything, also what is being computed: it may have seen what was before."""
         self._entries.clear()
+        self._bytes = 0
         self._under_way.clear()
 
     async def get(self, key: Hashable, compute: Callable[[], Awaitable[bytes]]) -> Entry:
@@ -64,10 +68,13 @@ class Cache:
         return entry
 
     def _keep(self, key: Hashable, entry: Entry) -> None:
+        if earlier := self._entries.pop(key, None):
+            self._bytes -= len(earlier.body)
         self._entries[key] = entry
-        self._entries.move_to_end(key)
-        while len(self._entries) > ENTRIES_MAX:
-            self._entries.popitem(last=False)
+        self._bytes += len(entry.body)
+        while len(self._entries) > ENTRIES_MAX or self._bytes > BYTES_MAX:
+            _, oldest = self._entries.popitem(last=False)
+            self._bytes -= len(oldest.body)
 
     def _done(self, key: Hashable, task: asyncio.Task[Entry]) -> None:
         if self._under_way.get(key) is task:

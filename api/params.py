@@ -11,6 +11,7 @@ from datetime import UTC, datetime, timedelta
 from functools import cache
 from types import NoneType
 from typing import Annotated, Any, Literal, TypeVar, get_args, get_origin, get_type_hints
+from zoneinfo import ZoneInfo
 
 import msgspec
 from msgspec import Meta, Struct, field
@@ -42,8 +43,15 @@ _INSTANT = Meta(
 Instant = Annotated[datetime, _INSTANT]
 Beginning = Annotated[datetime, _INSTANT, Meta(examples=["2026-03-13T15:00:00Z"])]
 Limit = Annotated[int, Meta(ge=1, le=LIMIT_MAX, description=f"a whole number from 1 to {LIMIT_MAX}", examples=[100])]
-
-
+TimeZone = Annotated[
+    str,
+    Meta(
+        # Nothing that lies beside the zones, such as right/... (with leap seconds) or localtime (the server's own).
+        pattern=r"^[A-Z][A-Za-z0-9_+-]{0,31}(/[A-Z][A-Za-z0-9_+-]{0,31}){0,2}\Z",
+        description="the name of an IANA time zone, such as Europe/Berlin",
+        examples=["Europe/Berlin"],
+    ),
+]
 Kind = Annotated[Literal["meter", "vehicle"], Meta(description="meter or vehicle", examples=["meter"])]
 
 
@@ -52,21 +60,34 @@ class NoQuery(Struct, frozen=True):
 
 
 class Window(Struct, frozen=True, kw_only=True):
-    """Half-open, on the readings' own time. Left out: `to` is now, `from` is a day before `to`."""
+    """Half-open, on the readings' own time. Left out: `to` is now, and `from` follows from it."""
 
     start: Beginning | None = field(default=None, name="from")
     end: Instant | None = field(default=None, name="to")
+
+    def default_start(self, end: datetime) -> datetime:
+        """Where a window with this end begins, if that is left out."""
+        return end - DAY
 
 
 def window(asked: Window, now: datetime, span_max: timedelta) -> tuple[datetime, datetime]:
     """The window that is meant; raises ProblemError where it is empty or too long."""
     end = asked.end or now
-    start = asked.start or end - DAY
+    start = asked.start or asked.default_start(end)
     if start >= end:
         raise invalid("query", "from", f"`from` is {start.isoformat()}, which is not before `to`, {end.isoformat()}")
     if end - start > span_max:
         raise invalid("query", "from", f"`from` and `to` are {end - start} apart; allowed: {span_max.days} days")
     return start.astimezone(UTC), end.astimezone(UTC)
+
+
+def zone(name: str) -> ZoneInfo:
+    """The time zone `tz`, which has the form of a name; raises ProblemError where there is none."""
+    try:
+        return ZoneInfo(name)
+    except (KeyError, ValueError, OSError):  # not there, no zone, a folder of zones
+        detail = f"`tz` is {shown(ascii(name))}; allowed: {allowed_text(TimeZone)}"
+        raise invalid("query", "tz", detail) from None
 
 
 def query(struct: type[T], pairs: Iterable[tuple[str, str]]) -> T:

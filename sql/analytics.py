@@ -4,9 +4,11 @@ Energy is derived when it is asked for: `sql.measure` says what each device come
 and outside of them, from readings and rollups. What follows from that is computed here.
 """
 
+from bisect import bisect_left, bisect_right
 from collections import Counter
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from datetime import datetime
+from operator import attrgetter
 from typing import TypeAlias, get_args
 
 from msgspec import Struct, field
@@ -121,15 +123,28 @@ async def performance(
     connection: Connection, vehicle_id: str, start: datetime, end: datetime, rules: Rules
 ) -> Performance | None:
     """The vehicle's energy in [start, end), or None where nobody knows the vehicle."""
+    answers = await performances(connection, vehicle_id, [(start, end)], rules)
+    if answers is None:
+        return None
+    (answer,) = answers
+    return answer if answer.meters else await _with_fleet_share(connection, answer, _Window(start, end, rules))
+
+
+async def performances(
+    connection: Connection, vehicle_id: str, windows: Sequence[tuple[datetime, datetime]], rules: Rules
+) -> list[Performance] | None:
+    """The same in each of some windows, which are in the order of time; without any share of the fleet's energy."""
     energy_mode: EnergyMode | None = await connection.fetchval(query("find_mode_of_vehicle"), vehicle_id)
     if energy_mode is None:
         return None
-    window = _Window(start, end, rules)
-    spans = await _spans(connection, [vehicle_id], window)
-    dc = await _measure(connection, VEHICLE, {vehicle_id: energy_mode}, spans, window)
-    ac = await _measure(connection, METER, {span.meter_id: span.energy_mode for span in spans}, spans, window)
-    answer = _performance(vehicle_id, energy_mode, spans, dc, ac, window)
-    return answer if spans else await _with_fleet_share(connection, answer, window)
+    links = await _spans(connection, [vehicle_id], _Window(windows[0][0], windows[-1][1], rules))
+    cut = [(window, _within(links, window)) for window in (_Window(*window, rules) for window in windows)]
+    dc = await _measure_each(connection, VEHICLE, [({vehicle_id: energy_mode}, *one) for one in cut])
+    ac = await _measure_each(connection, METER, [(_modes_of_meters(spans), window, spans) for window, spans in cut])
+    return [
+        _performance(vehicle_id, energy_mode, spans, of_vehicle, of_meters, window)
+        for (window, spans), of_vehicle, of_meters in zip(cut, dc, ac, strict=True)
+    ]
 
 
 async def fleet(connection: Connection, start: datetime, end: datetime, rules: Rules, worst: int) -> FleetPerformance:
@@ -170,25 +185,54 @@ async def _spans(connection: Connection, vehicle_ids: list[str], window: _Window
     return [_Span(**row) for row in rows]
 
 
+def _within(spans: Sequence[_Span], window: _Window) -> list[_Span]:
+    """The spans of one vehicle, cut to a window."""
+    first = bisect_right(spans, window.start, key=attrgetter("linked_to"))
+    behind = bisect_left(spans, window.end, key=attrgetter("linked_from"))
+    return [
+        replace(
+            span,
+            linked_from=max(span.linked_from, window.start),
+            linked_to=min(span.linked_to, window.end),
+        )
+        for span in spans[first:behind]
+    ]
+
+
+def _modes_of_meters(spans: Iterable[_Span]) -> _Modes:
+    return {span.meter_id: span.energy_mode for span in spans}
+
+
 async def _measure(
     connection: Connection, kind: Kind, modes: _Modes, spans: Sequence[_Span], window: _Window
-) -> dict[tuple[str, _Span | None], Total]:
+) -> _BySpan:
     """What devices of one kind come to, in each of their spans and outside of them, where they have readings."""
-    spans_of: dict[str, list[_Span]] = {device_id: [] for device_id in modes}
-    for span in spans:
-        spans_of[_device_of(kind, span)].append(span)
-    pieces: list[Piece] = []
-    keys: list[tuple[str, _Span | None]] = []
-    for device_id, own in spans_of.items():
-        own.sort(key=lambda span: span.linked_from)
-        for start, end, of in _cut(own, window):
-            pieces.append(Piece(device_id, modes[device_id], start, end))
-            keys.append((device_id, of))
-    measured: dict[tuple[str, _Span | None], Total] = {}
-    for key, total in zip(keys, await measure(connection, kind, pieces, window.rules.power_max_kw), strict=True):
-        if total.samples:
-            measured[key] = measured[key].plus(total) if key in measured else total
+    (measured,) = await _measure_each(connection, kind, [(modes, window, spans)])
     return measured
+
+
+async def _measure_each(
+    connection: Connection, kind: Kind, asked: Sequence[tuple[_Modes, _Window, Sequence[_Span]]]
+) -> list[dict[tuple[str, _Span | None], Total]]:
+    """The same in each of some windows."""
+    pieces: list[Piece] = []
+    keys: list[tuple[int, str, _Span | None]] = []
+    for number, (modes, window, spans) in enumerate(asked):
+        spans_of: dict[str, list[_Span]] = {device_id: [] for device_id in modes}
+        for span in spans:
+            spans_of[_device_of(kind, span)].append(span)
+        for device_id, own in spans_of.items():
+            own.sort(key=lambda span: span.linked_from)
+            for start, end, of in _cut(own, window):
+                pieces.append(Piece(device_id, modes[device_id], start, end))
+                keys.append((number, device_id, of))
+    totals = await measure(connection, kind, pieces, asked[0][1].rules.power_max_kw)
+    found: list[dict[tuple[str, _Span | None], Total]] = [{} for _ in asked]
+    for (number, device_id, of), total in zip(keys, totals, strict=True):
+        if total.samples:
+            measured, key = found[number], (device_id, of)
+            measured[key] = measured[key].plus(total) if key in measured else total
+    return found
 
 
 def _cut(spans: Sequence[_Span], window: _Window) -> Iterator[tuple[datetime, datetime, _Span | None]]:

@@ -5,7 +5,7 @@ and an hour that was counted once stays right until a reading comes that reaches
 
 - up to three readings before it, at most a day old, and up to three behind it, at most an hour later: they tell a
   glitch or a spike, which is ignored;
-- the last reading before it that was not ignored, which it is compared with;
+- the last reading before it that was not ignored, at most 31 days old, which it is compared with;
 - those since the beginning of the UTC hour before its own, back to the last reset: a counter that has dipped counts
   again only above the highest of them.
 """
@@ -27,6 +27,8 @@ SESSION_BACK_MAX = 1.1
 NEIGHBOURS = 3
 BEFORE_S = 86400.0
 BEHIND_S = 3600.0
+BASE_S_MAX = 31 * 86400.0
+"""What a longer silence comes to is not counted."""
 HOUR_S = 3600.0
 ROUNDING_KWH = 1e-9
 
@@ -58,7 +60,7 @@ class Series(Struct, frozen=True):
 def count(counter: Counter, times_s: Sequence[float], levels: Sequence[float], power_max_kw: float) -> Series:
     """What each of the readings counts. `levels` are what the counter showed, in kWh; times ascend.
 
-    The first reading has nothing to be compared with and counts nothing.
+    The first reading, also after a long silence, has nothing to be compared with and counts nothing.
     """
     if _only_rises(times_s, levels, power_max_kw):
         return Series(times_s, [0.0, *map(sub, levels[1:], levels)], [Oddity.NONE] * len(levels))
@@ -71,6 +73,8 @@ def _only_rises(times_s: Sequence[float], levels: Sequence[float], power_max_kw:
     if len(levels) < 2:
         return True
     if not all(map(le, levels, levels[1:])):
+        return False
+    if times_s[-1] - times_s[0] > BASE_S_MAX and max(map(sub, times_s[1:], times_s)) > BASE_S_MAX:
         return False
     least_hours = min(map(sub, times_s[1:], times_s)) / HOUR_S
     return bool(max(map(sub, levels[1:], levels)) <= power_max_kw * least_hours)
@@ -104,7 +108,7 @@ def _count(times_s: Sequence[float], levels: Sequence[float], ignored: Sequence[
     for n, (at_s, level) in enumerate(zip(times_s, levels, strict=True)):
         if ignored[n]:
             continue
-        if previous is None:
+        if previous is None or at_s - previous_s > BASE_S_MAX:
             highest.begin(at_s, level)
         else:
             step = 0.0

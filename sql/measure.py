@@ -5,9 +5,12 @@ would give now: its hour is rolled up, no late reading that is not rolled up yet
 same POWER_MAX_KW. Everything else is measured from the readings.
 """
 
+from bisect import bisect_right
 from collections import defaultdict
-from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
 from datetime import UTC, datetime, timedelta
+from functools import cache
+from operator import attrgetter, itemgetter
 from typing import Any, TypeAlias
 
 from msgspec import Struct
@@ -15,7 +18,7 @@ from msgspec.structs import fields
 
 from sql.cells import Cell, Total, total
 from sql.devices import EnergyMode
-from sql.energy import Counter, Oddity, Series, count
+from sql.energy import BASE_S_MAX, Counter, Oddity, Series, count
 from sql.hours import HOUR, day_ceiling, day_floor, hour_ceiling, hour_floor
 from sql.pool import Connection
 from sql.queries import query
@@ -23,8 +26,8 @@ from sql.store import Kind
 
 BASE_REACH = timedelta(days=1)
 """How far before a piece, and the hour before it, a counter's readings are looked for at first,"""
-BASE_REACH_MAX = timedelta(days=31)
-"""and how far where there are none: what a longer silence comes to is not counted."""
+BASE_REACH_MAX = timedelta(seconds=BASE_S_MAX)
+"""and how far where there are none."""
 SEQUEL_REACH = HOUR
 """How far behind a piece there may be readings that tell whether its last ones were a glitch."""
 STEP_S_MAX = 5400.0
@@ -65,6 +68,26 @@ class _Part(Piece, frozen=True):
     """Of the piece."""
 
 
+class _Run(Struct):
+    """Parts of one device that adjoin, from the history: one question for all of them."""
+
+    parts: list[_Part]
+    starts: list[datetime]
+    """Of the parts."""
+
+    @property
+    def device_id(self) -> str:
+        return self.parts[0].device_id
+
+    @property
+    def end(self) -> datetime:
+        return self.parts[-1].end
+
+    def number(self, row: Record) -> int:
+        """Of the piece in which a cell lies."""
+        return self.parts[bisect_right(self.starts, row["first_ts"]) - 1].number
+
+
 class _Plan(Struct):
     """Which parts come from where."""
 
@@ -103,11 +126,12 @@ async def _find(
     stale = await _stale(connection, kind, pieces, state, power_max_kw)
     plan = _plan(pieces, state.rolled_through, stale)
     found: dict[int, list[Cell]] = defaultdict(list)
-    for (start, end), parts in _alike(plan.history).items():
-        counters = {part.device_id: _counters(part.energy_mode) for part in parts}
-        numbers = {part.device_id: part.number for part in parts}
-        for row in await measure_history(connection, kind, counters, start, end, power_max_kw):
-            found[numbers[row["id"]]].append(_cell(row))
+    cell_of = _cell_of(kind)
+    for (start, *cuts, end), runs in _alike(_runs(plan.history)).items():
+        counters = {run.device_id: _counters(run.parts[0].energy_mode) for run in runs}
+        run_of = {run.device_id: run for run in runs}
+        for row in await measure_history(connection, kind, counters, start, end, power_max_kw, cuts):
+            found[run_of[row["id"]].number(row)].append(cell_of(_CELL_DEFAULTS | row))
     for statement, parts in (
         (kind.query("find_hour_cells"), plan.hours),
         (kind.query("find_day_cells"), plan.days),
@@ -115,7 +139,7 @@ async def _find(
         if parts:
             bounds = (min(part.start for part in parts), max(part.end for part in parts))
             for row in await connection.fetch(statement, *_columns(parts), *bounds):
-                found[parts[row["n"] - 1].number].append(_cell(row))
+                found[parts[row["n"] - 1].number].append(cell_of(row))
     return found
 
 
@@ -126,20 +150,24 @@ async def measure_history(
     start: datetime,
     end: datetime,
     power_max_kw: float,
+    cuts: Sequence[datetime] = (),
 ) -> list[dict[str, Any]]:
     """The cells of some devices in [start, end) by UTC hour, from the history alone: columns as in the rollups' tables.
 
-    Each device comes with the sorts of counter that it is to be read as, of which the columns are then there.
+    Each device comes with the sorts of counter that it is to be read as, of which the columns are then there. Cells end
+    at `cuts` too, which are in the order of time.
     """
     before = max(LONG_AGO, start - timedelta(seconds=STEP_S_MAX))
     limits = (before, STEP_S_MAX, CADENCE_S)
-    rows = await connection.fetch(kind.query("measure_cells"), list(counters), start, end, *limits)
+    rows = await connection.fetch(kind.query("measure_cells"), list(counters), start, end, *limits, cuts)
     cells = [dict(row) for row in rows]
     levels = await _read_counters(connection, kind, [name for name, own in counters.items() if own], start, end)
     counted: dict[tuple[str, Counter], Series] = {}
+    seams = (start, *cuts, end)
     for cell in cells:
-        since_s = max(start, cell["hour"]).timestamp()
-        until_s = min(end, cell["hour"] + HOUR).timestamp()
+        seam = bisect_right(seams, cell["first_ts"])
+        since_s = max(seams[seam - 1], cell["hour"]).timestamp()
+        until_s = min(seams[seam], cell["hour"] + HOUR).timestamp()
         for counter in counters[cell["id"]]:
             key = (cell["id"], counter)
             if key not in counted:
@@ -186,11 +214,23 @@ def _columns(pieces: Iterable[Piece]) -> tuple[list[str], list[datetime], list[d
     return devices, starts, ends
 
 
-def _alike(parts: Iterable[_Part]) -> dict[Span, list[_Part]]:
-    """Parts by what they are parts of: one question for all devices. No device has two that are alike."""
-    alike: dict[Span, list[_Part]] = defaultdict(list)
-    for part in parts:
-        alike[part.start, part.end].append(part)
+def _runs(parts: Iterable[_Part]) -> list[_Run]:
+    """Parts, put together where they adjoin."""
+    runs: list[_Run] = []
+    for part in sorted(parts, key=attrgetter("device_id", "start")):
+        if runs and (runs[-1].device_id, runs[-1].end) == (part.device_id, part.start):
+            runs[-1].parts.append(part)
+            runs[-1].starts.append(part.start)
+        else:
+            runs.append(_Run([part], [part.start]))
+    return runs
+
+
+def _alike(runs: Iterable[_Run]) -> dict[tuple[datetime, ...], list[_Run]]:
+    """Runs by where their parts begin and end: one question for all devices. No device has two that are alike."""
+    alike: dict[tuple[datetime, ...], list[_Run]] = defaultdict(list)
+    for run in runs:
+        alike[*run.starts, run.end].append(run)
     return alike
 
 
@@ -198,11 +238,15 @@ def _counters(energy_mode: EnergyMode) -> tuple[Counter, ...]:
     return () if energy_mode == "interval" else (energy_mode,)
 
 
-_CELL_FIELDS = [one.name for one in fields(Cell)]
+_CELL_DEFAULTS = {one.name: one.default for one in fields(Cell) if not one.required}
 
 
-def _cell(row: Record) -> Cell:
-    return Cell(**{name: row[name] for name in _CELL_FIELDS if name in row})
+@cache
+def _cell_of(kind: Kind) -> Callable[[Record], Cell]:
+    """Makes a cell of a row with all columns that a kind of device has; there may be many thousand rows."""
+    names = [one.name for one in fields(Cell)]
+    columns = itemgetter(*(name for name in names if name[-4:] != "_sum" or name.removesuffix("_sum") in kind.gauges))
+    return lambda row: Cell(*columns(row))
 
 
 async def _stale(

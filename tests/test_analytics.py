@@ -76,7 +76,7 @@ CASES = [
     Case("a register counts from the last reading before", "register", [100, 100.5, 101], 1),
     Case("without one, from the first reading", "register", [100, 100.5, 101], 1, first=0),
     Case("and that may be days old", "register", [100, 107, 108], 8, first=-1441, every=1442, end=2000),
-    Case("but not more than a month", "register", [100, 107, 108], 1, first=-45_000, every=45_010, end=46_000),
+    Case("but not more than a month", "register", [100, 107, 108], 0, first=-45_000, every=45_010, end=46_000),
     Case("a reading at the end is outside", "register", [100, 101, 103], 1, end=1),
     Case("one reading is nothing", "register", [100], 0, first=0),
     Case("standing still is nothing", "register", [100, 100, 100], 0),

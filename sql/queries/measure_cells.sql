@@ -1,12 +1,13 @@
 -- What readings of some devices ($1) in [$2, $3) come to by UTC hour, as far as a look at each reading and the one before
--- it can tell: docs/rollups.md says what the columns mean. What counters count is for `sql.energy`.
+-- it can tell: docs/rollups.md says what the columns mean. What counters count is for `sql.energy`. At the times $7, which
+-- are in order, a cell ends and another begins.
 --
 -- $4: no reading before it is looked at; less than $2 by what still is a step and no silence. $5, $6: seconds between
 -- readings, the longest that tell a cadence, and what is taken where nothing tells. The times are constants, so that the
 -- planner leaves out the other days' partitions; a single device is one, so that a distributed database asks one node.
 SELECT
     device.{device_id} AS id,
-    cell.hour,
+    date_bin('1 hour', cell.starts, '2000-01-01T00:00:00Z') AS hour,
     cell.samples,
     cell.first_ts,
     cell.last_ts,
@@ -24,15 +25,15 @@ SELECT
 FROM {kind}_status AS device
 CROSS JOIN LATERAL (
     SELECT
-        hour,
+        starts,
         count(*)::integer AS samples,
         min(ts) AS first_ts,
         max(ts) AS last_ts,
         greatest(1, least(3600, coalesce(
             percentile_disc(0.5) WITHIN GROUP (ORDER BY step_s) FILTER (WHERE step_s <= $5::float8), $6::float8
         ))) AS cadence_s,
-        max(step_s) FILTER (WHERE previous_ts >= greatest(hour, $2)) AS longest_s,
-        array_agg(step_s) FILTER (WHERE previous_ts >= greatest(hour, $2)) AS steps_s,
+        max(step_s) FILTER (WHERE previous_ts >= starts) AS longest_s,
+        array_agg(step_s) FILTER (WHERE previous_ts >= starts) AS steps_s,
         sum(kwh) AS kwh_interval,
         min(kwh) AS kwh_min,
         max(kwh) AS kwh_max,
@@ -40,7 +41,11 @@ CROSS JOIN LATERAL (
     FROM (
         SELECT
             *,
-            date_bin('1 hour', ts, '2000-01-01T00:00:00Z') AS hour,
+            greatest(
+                $2,
+                date_bin('1 hour', ts, '2000-01-01T00:00:00Z'),
+                ($7::timestamptz[])[width_bucket(ts, $7::timestamptz[])]
+            ) AS starts,
             date_part('epoch', ts - previous_ts) AS step_s
         FROM (
             SELECT
@@ -69,7 +74,7 @@ CROSS JOIN LATERAL (
         ) AS reading
     ) AS stepped
     WHERE ts >= $2
-    GROUP BY hour
+    GROUP BY starts
 ) AS cell
 WHERE
     device.{device_id} = ANY ($1::text[])

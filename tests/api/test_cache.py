@@ -137,3 +137,23 @@ async def test_the_cache_is_bounded(monkeypatch: pytest.MonkeyPatch) -> None:
     for key in ("a", "b", "a", "c", "a", "b"):
         await cache.get(key, computing([b""]))
     assert told == ["miss", "miss", "hit", "miss", "hit", "miss"]
+
+
+async def test_large_answers_push_out_others_sooner(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(cache_module, "BYTES_MAX", 10)
+    told: list[str] = []
+    now_s = 0.0
+    cache = Cache(10, told.append, lambda: now_s)
+    for key, body in (("a", b"12345"), ("b", b"12345"), ("a", b""), ("c", b"1"), ("a", b""), ("b", b"123")):
+        await cache.get(key, computing([body]))
+    assert told == ["miss", "miss", "hit", "miss", "hit", "miss"]
+    now_s = 11.0
+    for key in ("a", "b", "c"):
+        await cache.get(key, computing([b"123"]))
+    told.clear()
+    for key in ("a", "b", "c"):
+        await cache.get(key, computing([b""]))
+    assert told == ["hit"] * 3
+    assert (await cache.get("d", computing([b"12345678901"]))).body == b"12345678901"
+    await cache.get("d", computing([b""]))
+    assert told[3:] == ["miss", "miss"]

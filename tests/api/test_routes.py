@@ -7,6 +7,7 @@ from collections.abc import Sequence
 from contextlib import AsyncExitStack
 from datetime import datetime
 from typing import Any
+from zoneinfo import ZoneInfo
 
 import pytest
 from starlette.testclient import TestClient
@@ -225,6 +226,55 @@ def test_performance_of_nobody_is_404_and_of_an_unlinked_vehicle_is_not(client: 
     assert client.get("/v1/analytics/performance/v-1").json()["status"] == "unlinked"
 
 
+def test_a_series_has_the_performance_of_each_local_hour(charging: TestClient) -> None:
+    asked = f"from={at(NOW - 2 * HOUR)}&to={at(NOW)}"
+    found = charging.get(f"/v1/analytics/series/v-1?{asked}&step=hour&tz=Asia/Kolkata").json()
+    points = found.pop("points")
+    assert found == {
+        "vehicleId": "v-1", "from": at(NOW - 2 * HOUR), "to": at(NOW), "step": "hour", "tz": "Asia/Kolkata",
+    }  # fmt: skip
+    assert (points[0]["from"], points[-1]["to"]) == (found["from"], found["to"])
+    assert {datetime.fromisoformat(point["from"]).minute for point in points[1:]} == {30}
+    for point in points:
+        window = f"from={point['from']}&to={point['to']}"
+        whole = charging.get(f"/v1/analytics/performance/v-1?{window}").json()
+        assert point.items() <= {name: whole[name] for name in point}.items()
+    assert sum(point["acKwh"] for point in points) == pytest.approx(24.0)
+    assert charging.get(f"/api/v1/analytics/series/v-1?{asked}&step=hour&tz=Asia/Kolkata").json()["points"] == points
+
+
+def test_a_series_is_the_last_day_by_the_hour_or_the_last_30_days(charging: TestClient) -> None:
+    hours = charging.get(f"/v1/analytics/series/v-1?to={at(NOW)}").json()
+    assert (hours["step"], hours["tz"], hours["from"]) == ("hour", "UTC", at(NOW - 24 * HOUR))
+    days = charging.get("/v1/analytics/series/v-1?step=day&tz=Pacific/Auckland").json()["points"]
+    assert len(days) == 30
+    assert [point["from"] for point in days[1:]] == [point["to"] for point in days[:-1]]
+    assert {point["samples"] for point in days[:-3]} == {0}
+    assert {datetime.fromisoformat(point["from"]).astimezone(ZoneInfo("Pacific/Auckland")).hour for point in days} == {
+        0
+    }
+
+
+def test_a_series_of_nobody_is_404_and_one_of_an_unlinked_vehicle_is_not(client: TestClient) -> None:
+    check_problem(client.get("/v1/analytics/series/v-1"), 404)
+    send(client, [vehicle(NOW - MINUTE)])
+    points = client.get("/v1/analytics/series/v-1").json()["points"]
+    assert {point["status"] for point in points} == {"unlinked"}
+    assert sum(point["dcKwhUnlinked"] for point in points) == 1.25
+
+
+def test_a_series_has_a_tag(charging: TestClient) -> None:
+    path = f"/v1/analytics/series/v-1?from={at(NOW - 2 * HOUR)}&to={at(NOW)}"
+    tag = charging.get(path).headers["etag"]
+    assert charging.get(path, headers={"If-None-Match": tag}).status_code == 304
+    assert charging.get(f"{path}&tz=Asia/Kolkata", headers={"If-None-Match": tag}).status_code == 200
+
+
+@pytest.mark.parametrize("name", ["Asia/Calcutta", "Europe/Kiev", "US/Eastern", "Etc/GMT%2B5", "EST5EDT"])
+def test_a_zone_may_have_one_of_its_older_names(charging: TestClient, name: str) -> None:
+    assert charging.get(f"/v1/analytics/series/v-1?tz={name}").status_code == 200
+
+
 def test_the_fleet_is_summed(charging: TestClient) -> None:
     found = charging.get(f"/v1/analytics/fleet?from={at(NOW - 2 * HOUR)}&to={at(NOW)}").json()
     assert found["efficiency"] == pytest.approx(0.9)
@@ -262,6 +312,18 @@ WRONG = [
     ("GET", "/v1/analytics/performance", "vehicleId", "is missing"),
     ("GET", "/v1/analytics/performance/a%20b", "vehicleId", ID),
     ("GET", f"/v1/analytics/performance/v?from={LONG_AGO}", "from", "allowed: 366 days"),
+    ("GET", f"/v1/analytics/series/v?from={LONG_AGO}", "from", "allowed: 366 days"),
+    ("GET", "/v1/analytics/series/v?from=2026-01-02T00:00:00Z&to=2026-01-01T00:00:00Z", "from", "is not before `to`"),
+    ("GET", "/v1/analytics/series/v?step=week", "step", "`step` is 'week'; allowed: hour or day"),
+    ("GET", "/v1/analytics/series/v?worst=1", "worst", "is not known here"),
+    ("GET", "/v1/analytics/series/a%20b", "vehicleId", ID),
+    *[
+        ("GET", f"/v1/analytics/series/v?tz={name}", "tz", f"`tz` is '{name}'; allowed: the name of an IANA")
+        for name in ("Mars/Olympus", "Europe", "europe/berlin", "localtime", "right/UTC", "../UTC", "UTC/", "")
+    ],
+    ("GET", "/v1/analytics/series/v?tz=%2Fetc%2Fpasswd", "tz", "`tz` is '/etc/passwd'"),
+    ("GET", f"/v1/analytics/series/v?tz={'X' * 200}", "tz", "an IANA time zone, such as Europe/Berlin"),
+    ("GET", "/v1/analytics/series/v?tz=UTC%00", "tz", "an IANA time zone, such as Europe/Berlin"),
     ("GET", f"/v1/analytics/fleet?from={LONG_AGO}", "from", "allowed: 31 days"),
     ("GET", "/v1/analytics/fleet?worst=-1", "worst", "0 to 100"),
     ("GET", "/v1/devices/car/1", "kind", "allowed: meter or vehicle"),
