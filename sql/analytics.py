@@ -16,7 +16,7 @@ from msgspec.structs import replace
 
 from sql.cells import Total
 from sql.devices import EnergyMode
-from sql.fleet import DIGITS, FleetSums, VehicleSummary, Verdict, can_sum_fleet, sum_fleet
+from sql.fleet import DIGITS, FleetSums, VehicleSummary, Verdict, find_late, sum_fleet
 from sql.measure import Piece, measure
 from sql.pool import Connection
 from sql.queries import query
@@ -150,15 +150,17 @@ async def performances(
 async def fleet(connection: Connection, start: datetime, end: datetime, rules: Rules, worst: int) -> FleetPerformance:
     """The fleet's energy in [start, end), with the `worst` vehicles: of those judged, the lowest efficiency first."""
     window = _Window(start, end, rules)
-    if await can_sum_fleet(connection, start, end, rules.power_max_kw):
+    late = await find_late(connection, start, end, rules.power_max_kw)
+    if late is not None:
         limits = (rules.low_efficiency, rules.min_ac_kwh, rules.min_coverage)
-        known = await sum_fleet(connection, start, end, *limits, worst)
+        known = await sum_fleet(connection, start, end, *limits, worst, late)
         vehicles = await _modes_of(connection, VEHICLE, known.odd_vehicles)
         meters = await _modes_of(connection, METER, known.odd_meters)
     else:
         known = FleetSums()
         vehicles, meters = [await _modes(connection, kind) for kind in (VEHICLE, METER)]
     spans = await _spans(connection, list(vehicles), window)
+    meters = {**meters, **_modes_of_meters(spans)}
     dc = await _measure(connection, VEHICLE, vehicles, spans, window)
     ac = await _measure(connection, METER, meters, spans, window)
     spans_of: dict[str, list[_Span]] = {vehicle_id: [] for vehicle_id in vehicles}
@@ -176,11 +178,13 @@ async def _modes(connection: Connection, kind: Kind) -> _Modes:
 
 
 async def _modes_of(connection: Connection, kind: Kind, device_ids: Sequence[str]) -> _Modes:
-    configured = dict(await connection.fetch(query("find_modes"), kind.name, device_ids))
+    configured = dict(await connection.fetch(query("find_modes"), kind.name, device_ids)) if device_ids else {}
     return {device_id: configured.get(device_id, "interval") for device_id in device_ids}
 
 
 async def _spans(connection: Connection, vehicle_ids: list[str], window: _Window) -> list[_Span]:
+    if not vehicle_ids:
+        return []
     rows = await connection.fetch(query("find_links_in_window"), vehicle_ids, window.start, window.end)
     return [_Span(**row) for row in rows]
 

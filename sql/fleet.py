@@ -33,6 +33,10 @@ class VehicleSummary(Struct, frozen=True, rename="camel"):
     status: Verdict
 
 
+LATE_MAX = 1000
+"""Devices with late readings that are told apart."""
+
+
 class FleetSums(Struct):
     """What most devices of the fleet come to, and which are not in it."""
 
@@ -47,12 +51,24 @@ class FleetSums(Struct):
     odd_meters: list[str] = field(default_factory=list)
 
 
-async def can_sum_fleet(connection: Connection, start: datetime, end: datetime, power_max_kw: float) -> bool:
-    """Whether [start, end) is whole hours of one UTC day or of two, all rolled up with that POWER_MAX_KW."""
+async def find_late(
+    connection: Connection, start: datetime, end: datetime, power_max_kw: float
+) -> tuple[list[str], list[str]] | None:
+    """Meters and vehicles of which readings came late; None where a window [start, end) cannot be summed up.
+
+    It can, if it is whole hours of one UTC day or of two, all rolled up with that POWER_MAX_KW.
+    """
     if start != hour_floor(start) or end != hour_floor(end) or day_floor(end - HOUR) - day_floor(start) > DAY:
-        return False
-    states = [await rollup_state(connection, kind) for kind in (METER, VEHICLE)]
-    return all(state.rolled_through >= end and state.power_max_kw == power_max_kw for state in states)
+        return None
+    late = []
+    for kind in (METER, VEHICLE):
+        state = await rollup_state(connection, kind)
+        rows = await connection.fetch(kind.query("list_late_devices"), end, LATE_MAX + 1)
+        late.append([row["id"] for row in rows])
+        is_rolled_up = state.rolled_through >= end and state.power_max_kw == power_max_kw
+        if not is_rolled_up or len(rows) > LATE_MAX or "" in late[-1]:  # without a name it stands for all
+            return None
+    return late[0], late[1]
 
 
 async def sum_fleet(
@@ -63,12 +79,14 @@ async def sum_fleet(
     min_ac_kwh: float,
     min_coverage: float,
     worst: int,
+    late: tuple[list[str], list[str]],
 ) -> FleetSums:
     """The sums of a window for which that can be done, with the `worst` vehicles among them."""
     last = end - HOUR
     bounds = (start, end, last, day_floor(start), day_floor(last))
     sums = FleetSums()
-    for row in await connection.fetch(query("sum_fleet"), *bounds, low_efficiency, min_ac_kwh, min_coverage, worst):
+    limits = (low_efficiency, min_ac_kwh, min_coverage)
+    for row in await connection.fetch(query("sum_fleet"), *bounds, *limits, worst, *late):
         match row["part"]:
             case "verdict":
                 sums.verdicts[row["status"]] = row["vehicles"]

@@ -99,6 +99,8 @@ class _Plan(Struct):
 async def measure(connection: Connection, kind: Kind, pieces: Sequence[Piece], power_max_kw: float) -> list[Total]:
     """The total of each piece, in their order."""
     totals: list[Total] = []
+    if not pieces:
+        return totals
     state = await rollup_state(connection, kind)
     for first in range(0, len(pieces), PIECES_A_QUERY):
         some = pieces[first : first + PIECES_A_QUERY]
@@ -274,18 +276,22 @@ async def late_reach(
     It changes what its neighbours count: up to three before it, within an hour; behind it those that take it, or one
     that it makes a glitch, for their base; and all in the hour in which the levels of these count.
     """
-    alone = [mark for mark in marks if mark[0]]
-    reaches: list[tuple[str, Span]] = [
-        ("", (hour - HOUR, rolled_through)) for device_id, hour in marks if not device_id
-    ]
-    if alone:
-        bounds = (min(hour for _, hour in alone), max(rolled_through, *(hour for _, hour in alone)))
-        ids, hours = zip(*alone, strict=True)
-        rows = await connection.fetch(kind.query("find_late_reach"), ids, hours, *bounds)
-        for row in rows:
-            last_ts = row["last_ts"] or row["hour"] + HOUR
-            reaches.append((row["id"], (row["hour"] - HOUR, hour_floor(last_ts + HOUR) + HOUR)))
+    reaches: list[tuple[str, Span]] = []
+    for hour, device_ids in _by_hour(marks).items():
+        if "" in device_ids:
+            reaches.append(("", (hour - HOUR, rolled_through)))
+        bounds = (hour + HOUR, min(hour + BASE_REACH_MAX, rolled_through))
+        for row in await connection.fetch(kind.query("find_late_reach"), device_ids, *bounds):
+            last_ts = row["last_ts"] or hour + HOUR
+            reaches.append((row["id"], (hour - HOUR, hour_floor(last_ts + HOUR) + HOUR)))
     return reaches
+
+
+def _by_hour(marks: Iterable[tuple[str, datetime]]) -> dict[datetime, list[str]]:
+    by_hour: dict[datetime, list[str]] = defaultdict(list)
+    for device_id, hour in marks:
+        by_hour[hour].append(device_id)
+    return by_hour
 
 
 def _plan(pieces: Sequence[Piece], rolled_through: datetime, stale: dict[str, list[Span]]) -> _Plan:

@@ -36,6 +36,7 @@ CLOSE_LOCK_TIMEOUT = "1s"
 DEVICE_HOURS_A_STEP = 200
 """What one step rolls up, roughly: some ten thousand readings, counted while nothing else of the process runs."""
 LATE_HOURS_A_STEP = 500
+MARKS_A_STATEMENT = 10_000
 
 
 def lag(state: RollupState, now: datetime) -> timedelta:
@@ -96,13 +97,22 @@ async def _mend(connection: Connection, kind: Kind, state: RollupState) -> bool:
         return False
     of_all = [hour for device_id, hour in marks if not device_id]
     if of_all:
-        await connection.execute(kind.query("insert_late_devices"), of_all[0])
+        await _mark_each(connection, kind, of_all[0])
         marks = [("", of_all[0])]
     # The marks go first: a reading that comes after this has been seen leaves another.
     await connection.execute(kind.query("delete_late_hours"), *zip(*marks, strict=True))
     if not of_all:
         await _roll_late(connection, kind, marks, state)
     return True
+
+
+async def _mark_each(connection: Connection, kind: Kind, hour: datetime) -> None:
+    """Mark an hour for every device that there is."""
+    device_ids = [""]
+    while device_ids:
+        rows = await connection.fetch(kind.query("list_devices_after"), device_ids[-1], MARKS_A_STATEMENT)
+        device_ids = [row["id"] for row in rows]
+        await connection.execute(kind.query("insert_late_hours"), device_ids, [hour] * len(device_ids))
 
 
 async def _roll_late(
@@ -163,8 +173,11 @@ def _with_days_so_far(cells: list[dict[str, Any]], before: Iterable[Record]) -> 
             silence_s = (cell["first_ts"] - earlier["last_ts"]).total_seconds()
             covered_s += earlier["day_covered_s"]
             covered_s += min(silence_s, earlier["last_cadence_s"] + cell["first_cadence_s"])
-        for name in ("first_ts", "first_cadence_s"):
-            cell[f"day_{name}"] = cell[name] if earlier is None else earlier[f"day_{name}"]
+        cell["lead_s"] = (cell["first_ts"] - cell["hour"]).total_seconds()
+        cell["trail_s"] = (cell["hour"] + HOUR - cell["last_ts"]).total_seconds()
+        day_lead_s = (cell["first_ts"] - day_floor(cell["hour"])).total_seconds()
+        cell["day_lead_s"] = day_lead_s if earlier is None else earlier["day_lead_s"]
+        cell["day_first_cadence_s"] = cell["first_cadence_s"] if earlier is None else earlier["day_first_cadence_s"]
         cell["day_covered_s"] = covered_s
         for name in ("kwh_interval", "kwh_register", "kwh_session"):
             cell[f"day_{name}"] = cell[name] + (0.0 if earlier is None else earlier[f"day_{name}"])

@@ -13,6 +13,7 @@ from datetime import UTC, datetime, timedelta
 from pathlib import Path
 from typing import Any, TypeAlias
 from urllib.parse import urlsplit, urlunsplit
+from zoneinfo import ZoneInfo
 
 import asyncpg
 import pytest
@@ -34,8 +35,9 @@ from sql.migrate import migrate
 from sql.partitions import HISTORY_TABLES, Days, drop_before, list_days
 from sql.pool import Connection, Pool, lease, open_pool
 from sql.queries import FOLDER as QUERIES
-from sql.queries import query
 from sql.rejections import Chosen, Rejection
+from sql.rollups import KINDS, rebuild, step
+from sql.series import series
 from sql.store import METER, VEHICLE, Kind, Row
 
 CITUS = pytest.mark.skipif(
@@ -385,15 +387,33 @@ async def test_the_answers_are_those_of_one_server(spread_pool: Pool, pool: Pool
         async with lease(each, timeout_s=120) as connection:
             await fill(connection)
             answers.append(await ask(connection))
+            # Rolled up, with a reading that came late, and with rollups made anew: the same again.
+            for kind in KINDS:
+                await roll_up(connection, kind)
+            await store.copy(connection, METER, store.sort(readings(METER, "m3", [-61])), Days())
+            answers[-1] |= {f"{name}, rolled up": answer for name, answer in (await ask(connection)).items()}
+            for kind in KINDS:
+                await roll_up(connection, kind)
+                assert await rebuild(connection, kind, "", START, RULES.power_max_kw)
+            answers[-1] |= {f"{name}, rolled up again": answer for name, answer in (await ask(connection)).items()}
     assert answers[0].keys() == answers[1].keys()
     for name, answer in answers[1].items():
         assert answers[0][name] == answer, name
 
 
+async def roll_up(connection: Connection, kind: Kind) -> None:
+    while await step(connection, kind, START + timedelta(days=2)):
+        pass
+    assert await connection.fetchval(f"SELECT count(*) FROM {kind.name}_hour") > 10
+    assert await connection.fetchval(f"SELECT count(*) FROM {kind.name}_late") == 0
+
+
 async def fill(connection: Connection) -> None:
     """Ten vehicles and ten meters of all modes, linked but for one; some change their meter."""
     tables = "device, vehicle_meter_link, meter_status, vehicle_status, meter_reading, vehicle_reading, rejection"
-    await connection.execute(f"TRUNCATE {tables}")
+    rollups = "meter_hour, meter_day, meter_late, vehicle_hour, vehicle_day, vehicle_late"
+    await connection.execute(f"TRUNCATE {tables}, {rollups}")
+    await connection.execute("UPDATE rollup_state SET closed_through = DEFAULT, rolled_through = DEFAULT")
     for n in range(10):
         for kind in (METER, VEHICLE):
             device_id = f"{kind.name[0]}{n}"
@@ -418,6 +438,8 @@ async def ask(connection: Connection) -> dict[str, Any]:
     """Everything, without what says when it was asked, stored or ended."""
     start, end = START + timedelta(minutes=30), START + timedelta(minutes=MINUTES)
     answers: dict[str, Any] = {"fleet": await fleet(connection, start, end, RULES, 5)}
+    answers["fleet, full hours"] = await fleet(connection, START, START + timedelta(hours=3), RULES, 5)
+    answers["series"] = await series(connection, "v4", start, end, RULES, "hour", ZoneInfo("Asia/Kolkata"))
     for n in range(10):
         answers[f"performance {n}"] = await performance(connection, f"v{n}", start, end, RULES)
     for kind in (METER, VEHICLE):
@@ -440,7 +462,7 @@ async def ask(connection: Connection) -> dict[str, Any]:
 @CITUS
 @pytest.mark.parametrize("path", sorted(QUERIES.glob("*.sql")), ids=lambda path: path.stem)
 async def test_a_query_is_planned_by_shard_and_about_one_device_on_one(spread: Connection, path: Path) -> None:
-    text = query(path.stem)
+    text = METER.query(path.stem)
     for devices in ["m1"], ["m1", "m2", "m3"]:
         plan = await explain(spread, text, devices)
         if "_reading" in text and "INSERT INTO" not in text:  # what is inserted from arrays comes from the coordinator

@@ -14,7 +14,7 @@ from sql.analytics import Performance, Rules, fleet, performance
 from sql.cells import Cell, total
 from sql.devices import EnergyMode, set_energy_mode
 from sql.energy import Counter
-from sql.fleet import can_sum_fleet, sum_fleet
+from sql.fleet import find_late, sum_fleet
 from sql.hours import DAY, HOUR, hour_floor
 from sql.links import pair
 from sql.measure import measure_history, rollup_state
@@ -106,11 +106,15 @@ async def assert_days_are_those_of_the_hours(database: asyncpg.Connection, kind:
         for n, row in enumerate(rows, start=1):
             so_far = total([cell(one) for one in rows[:n]], "interval", rows[0]["first_ts"], row["last_ts"])
             assert row["day_covered_s"] == close(so_far.covered_s)
-            assert row["day_first_ts"] == rows[0]["first_ts"]
+            assert row["day_lead_s"] == (rows[0]["first_ts"] - day).total_seconds()
+            assert row["lead_s"] == (row["first_ts"] - row["hour"]).total_seconds()
+            assert row["trail_s"] == (row["hour"] + HOUR - row["last_ts"]).total_seconds()
             for mode in MODES:
                 kwh = sum(one[f"kwh_{mode}"] for one in rows[:n])
                 assert row[f"day_kwh_{mode}"] == close(kwh)
         if whole := days.get((device_id, day)):
+            assert whole["lead_s"] == (whole["first_ts"] - day).total_seconds()
+            assert whole["trail_s"] == (day + DAY - whole["last_ts"]).total_seconds()
             for mode in MODES:
                 expected = total([cell(one) for one in rows], mode, day, day + DAY)
                 assert_same_total(total([cell(whole)], mode, day, day + DAY), expected)
@@ -213,7 +217,7 @@ async def assert_answers_are_those_of_the_history(database: asyncpg.Connection, 
 async def assert_fleet_is_that_of_the_history(database: asyncpg.Connection, start: datetime, end: datetime) -> bool:
     """Returns whether the answer was summed up, at least for some."""
     answer = await fleet(database, start, end, RULES, worst=3)
-    summed = await can_sum_fleet(database, start, end, RULES.power_max_kw)
+    summed = await find_late(database, start, end, RULES.power_max_kw) is not None
     for kind in KINDS:
         await set_power(database, kind, RULES.power_max_kw + 1)
     expected = await fleet(database, start, end, RULES, worst=3)
@@ -275,7 +279,7 @@ async def test_the_fleet_of_whole_hours_is_summed_up_and_right(database: asyncpg
     assert await assert_fleet_is_that_of_the_history(database, minute(0), minute(1440))
     rows = [(f"late{n}", minute(70), 1.0, 230.0, minute(1), b"") for n in range(1001)]
     await copy(database, METER, sort(rows), Days())
-    assert await assert_fleet_is_that_of_the_history(database, minute(0), minute(1440))
+    assert not await assert_fleet_is_that_of_the_history(database, minute(0), minute(1440))
 
 
 async def test_most_of_a_fleet_takes_no_closer_look(database: asyncpg.Connection) -> None:
@@ -286,7 +290,9 @@ async def test_most_of_a_fleet_takes_no_closer_look(database: asyncpg.Connection
     await roll_up(database)
     await store(database, METER, "d4", [(70.5, 1.0)])
 
-    sums = await sum_fleet(database, minute(0), minute(240), 0.85, 1.0, 0.5, 10)
+    late = await find_late(database, minute(0), minute(240), RULES.power_max_kw)
+    assert late == (["d4"], [])
+    sums = await sum_fleet(database, minute(0), minute(240), 0.85, 1.0, 0.5, 10, late)
 
     assert (sorted(sums.odd_vehicles), sorted(sums.odd_meters)) == (["d3", "d4"], ["d3", "d4"])
     assert (sums.verdicts, len(sums.worst)) == ({"ok": 3}, 3)

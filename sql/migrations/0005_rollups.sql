@@ -2,7 +2,7 @@
 --
 -- docs/rollups.md says what a cell is. It holds the energy of all three modes, so that a corrected mode corrects the past
 -- as well. The columns day_... of an hour run from the beginning of its UTC day to its own end: what lies between two
--- hours is then a subtraction, however many hours there are between them.
+-- hours is then a subtraction, however many hours there are between them. What is read most comes first in a row.
 
 CREATE TABLE meter_hour (
     meter_id text COLLATE "C" NOT NULL,
@@ -10,12 +10,20 @@ CREATE TABLE meter_hour (
     samples integer NOT NULL,
     first_ts timestamptz NOT NULL,
     last_ts timestamptz NOT NULL,
+    lead_s double precision NOT NULL,
+    trail_s double precision NOT NULL,
     first_cadence_s double precision NOT NULL,
     last_cadence_s double precision NOT NULL,
     covered_s double precision NOT NULL,
     kwh_interval double precision NOT NULL,
     kwh_register double precision NOT NULL,
     kwh_session double precision NOT NULL,
+    day_lead_s double precision NOT NULL,
+    day_first_cadence_s double precision NOT NULL,
+    day_covered_s double precision NOT NULL,
+    day_kwh_interval double precision NOT NULL,
+    day_kwh_register double precision NOT NULL,
+    day_kwh_session double precision NOT NULL,
     register_impossible_steps integer NOT NULL,
     register_resets integer NOT NULL,
     register_dips integer NOT NULL,
@@ -29,12 +37,6 @@ CREATE TABLE meter_hour (
     voltage_min double precision NOT NULL,
     voltage_max double precision NOT NULL,
     voltage_sum double precision NOT NULL,
-    day_first_ts timestamptz NOT NULL,
-    day_first_cadence_s double precision NOT NULL,
-    day_covered_s double precision NOT NULL,
-    day_kwh_interval double precision NOT NULL,
-    day_kwh_register double precision NOT NULL,
-    day_kwh_session double precision NOT NULL,
     PRIMARY KEY (meter_id, hour)
 ) PARTITION BY RANGE (hour);
 
@@ -46,6 +48,8 @@ CREATE TABLE meter_day (
     samples integer NOT NULL,
     first_ts timestamptz NOT NULL,
     last_ts timestamptz NOT NULL,
+    lead_s double precision NOT NULL,
+    trail_s double precision NOT NULL,
     first_cadence_s double precision NOT NULL,
     last_cadence_s double precision NOT NULL,
     covered_s double precision NOT NULL,
@@ -80,6 +84,7 @@ CREATE TABLE meter_late (
 COMMENT ON TABLE meter_hour IS 'Cells of meters by UTC hour; one partition a month';
 COMMENT ON COLUMN meter_hour.kwh_interval IS 'kWh if the readings are amounts; the next two if they are a register or a session counter';
 COMMENT ON COLUMN meter_hour.covered_s IS 'Seconds covered between the first reading of the cell and its last';
+COMMENT ON COLUMN meter_hour.lead_s IS 'Seconds from the beginning of the hour to the first reading; trail_s from the last reading to the end';
 COMMENT ON COLUMN meter_hour.day_covered_s IS 'Seconds covered between the first reading of the UTC day and the last of this hour';
 COMMENT ON COLUMN meter_hour.day_kwh_interval IS 'kWh from the beginning of the UTC day to the end of this hour';
 COMMENT ON TABLE meter_day IS 'Cells of meters by UTC day';
@@ -91,12 +96,20 @@ CREATE TABLE vehicle_hour (
     samples integer NOT NULL,
     first_ts timestamptz NOT NULL,
     last_ts timestamptz NOT NULL,
+    lead_s double precision NOT NULL,
+    trail_s double precision NOT NULL,
     first_cadence_s double precision NOT NULL,
     last_cadence_s double precision NOT NULL,
     covered_s double precision NOT NULL,
     kwh_interval double precision NOT NULL,
     kwh_register double precision NOT NULL,
     kwh_session double precision NOT NULL,
+    day_lead_s double precision NOT NULL,
+    day_first_cadence_s double precision NOT NULL,
+    day_covered_s double precision NOT NULL,
+    day_kwh_interval double precision NOT NULL,
+    day_kwh_register double precision NOT NULL,
+    day_kwh_session double precision NOT NULL,
     register_impossible_steps integer NOT NULL,
     register_resets integer NOT NULL,
     register_dips integer NOT NULL,
@@ -113,12 +126,6 @@ CREATE TABLE vehicle_hour (
     battery_temp_min double precision NOT NULL,
     battery_temp_max double precision NOT NULL,
     battery_temp_sum double precision NOT NULL,
-    day_first_ts timestamptz NOT NULL,
-    day_first_cadence_s double precision NOT NULL,
-    day_covered_s double precision NOT NULL,
-    day_kwh_interval double precision NOT NULL,
-    day_kwh_register double precision NOT NULL,
-    day_kwh_session double precision NOT NULL,
     PRIMARY KEY (vehicle_id, hour)
 ) PARTITION BY RANGE (hour);
 
@@ -130,6 +137,8 @@ CREATE TABLE vehicle_day (
     samples integer NOT NULL,
     first_ts timestamptz NOT NULL,
     last_ts timestamptz NOT NULL,
+    lead_s double precision NOT NULL,
+    trail_s double precision NOT NULL,
     first_cadence_s double precision NOT NULL,
     last_cadence_s double precision NOT NULL,
     covered_s double precision NOT NULL,
@@ -167,6 +176,7 @@ CREATE TABLE vehicle_late (
 COMMENT ON TABLE vehicle_hour IS 'Cells of vehicles by UTC hour; one partition a month';
 COMMENT ON COLUMN vehicle_hour.kwh_interval IS 'kWh if the readings are amounts; the next two if they are a register or a session counter';
 COMMENT ON COLUMN vehicle_hour.covered_s IS 'Seconds covered between the first reading of the cell and its last';
+COMMENT ON COLUMN vehicle_hour.lead_s IS 'Seconds from the beginning of the hour to the first reading; trail_s from the last reading to the end';
 COMMENT ON COLUMN vehicle_hour.day_covered_s IS 'Seconds covered between the first reading of the UTC day and the last of this hour';
 COMMENT ON COLUMN vehicle_hour.day_kwh_interval IS 'kWh from the beginning of the UTC day to the end of this hour';
 COMMENT ON TABLE vehicle_day IS 'Cells of vehicles by UTC day';

@@ -3,7 +3,7 @@ SELECT DISTINCT ON ({device_id})
     {device_id} AS id,
     last_ts,
     last_cadence_s,
-    day_first_ts,
+    day_lead_s,
     day_first_cadence_s,
     day_covered_s,
     day_kwh_interval,

@@ -1,18 +1,22 @@
--- How far late readings reach: when the eighth reading after their hour was measured, or the last where there are fewer.
---
--- $1, $2: devices and the hours of their late readings. $3, $4: between these times readings are looked at.
-SELECT late.id, late.hour, (
-    SELECT max(sequel.ts)
-    FROM (
-        SELECT r.ts
-        FROM {history} AS r
-        WHERE
-            r.{device_id} = late.id
-            AND r.ts >= late.hour + interval '1 hour'
-            AND r.ts < late.hour + interval '31 days'
-            AND r.ts BETWEEN $3 AND $4
-        ORDER BY r.ts
-        LIMIT 8
-    ) AS sequel
-) AS last_ts
-FROM unnest($1::text[], $2::timestamptz[]) AS late (id, hour);
+-- How far late readings of some devices ($1) in the hour before $2 reach: when the eighth reading from $2 on, and before
+-- $3, was measured, or the last where there are fewer.
+SELECT
+    device.{device_id} AS id,
+    (
+        SELECT max(sequel.ts)
+        FROM (
+            SELECT r.ts
+            FROM {history} AS r
+            WHERE
+                r.{device_id} = device.{device_id}
+                AND (cardinality($1::text[]) > 1 OR r.{device_id} = ($1::text[])[1])
+                AND r.ts >= $2
+                AND r.ts < $3
+            ORDER BY r.ts
+            LIMIT 8
+        ) AS sequel
+    ) AS last_ts
+FROM {kind}_status AS device
+WHERE
+    device.{device_id} = ANY ($1::text[])
+    AND (cardinality($1::text[]) > 1 OR device.{device_id} = ($1::text[])[1]);

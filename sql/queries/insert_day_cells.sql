@@ -1,6 +1,6 @@
 -- Put the hours of some devices' UTC day [$2, $3) together.
 INSERT INTO {kind}_day (
-    {device_id}, day, samples, first_ts, last_ts, first_cadence_s, last_cadence_s, covered_s,
+    {device_id}, day, samples, first_ts, last_ts, lead_s, trail_s, first_cadence_s, last_cadence_s, covered_s,
     kwh_interval, kwh_register, kwh_session,
     register_impossible_steps, register_resets, register_dips, register_glitches,
     session_impossible_steps, session_resets, session_dips, session_glitches,
@@ -12,6 +12,8 @@ SELECT
     sum(samples),
     min(first_ts),
     max(last_ts),
+    min(day_lead_s),
+    date_part('epoch', $3::timestamptz - max(last_ts)),
     (array_agg(first_cadence_s ORDER BY hour))[1],
     (array_agg(last_cadence_s ORDER BY hour DESC))[1],
     max(day_covered_s),

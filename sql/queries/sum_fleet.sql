@@ -1,11 +1,13 @@
 -- The fleet in [$1, $2), whole rolled-up hours of one UTC day or two: by subtraction, without adding up hours.
 --
 -- $3: the last of these hours. $4, $5: the days of the first and of the last. $6: the least efficiency that is ok. $7, $8:
--- the kWh AC and the share of the window that a verdict needs. $9: how many of the worst to name.
+-- the kWh AC and the share of the window that a verdict needs. $9: how many of the worst to name. $10, $11: meters and
+-- vehicles of which readings came late.
 --
 -- Rows are of several sorts, told by `part`: the totals of each verdict, the worst vehicles, what unlinked meters counted,
 -- and the vehicles and meters that take a closer look and are in none of the others: their link began or ended in the
--- window, they have no reading in its first or last hour, or one that came late. `sql.analytics` has the same rules for
+-- window, they have no reading in its first or last hour, or one that came late. Of a meter that never sent anything
+-- there is nothing to say. `sql.analytics` has the same rules for
 -- one vehicle; a test holds them together.
 WITH
 meter AS MATERIALIZED (
@@ -23,10 +25,10 @@ meter AS MATERIALIZED (
         - (first.day_covered_s - first.covered_s)
         -- What is covered over midnight, at the beginning and at the end.
         + coalesce(
-            least(date_part('epoch', last.day_first_ts - day.last_ts), day.last_cadence_s + last.day_first_cadence_s), 0
+            least(day.trail_s + last.day_lead_s, day.last_cadence_s + last.day_first_cadence_s), 0
         )
-        + least(first.first_cadence_s, date_part('epoch', first.first_ts - $1))
-        + least(last.last_cadence_s, date_part('epoch', $2 - last.last_ts)) AS covered_s
+        + least(first.first_cadence_s, first.lead_s)
+        + least(last.last_cadence_s, last.trail_s) AS covered_s
     FROM meter_hour AS first
     JOIN meter_hour AS last ON last.meter_id = first.meter_id
     LEFT JOIN meter_day AS day ON day.meter_id = first.meter_id AND day.day = $4 AND $4 < $5
@@ -34,8 +36,7 @@ meter AS MATERIALIZED (
     WHERE
         first.hour = $1
         AND last.hour = $3
-        AND NOT EXISTS (SELECT FROM meter_late AS late WHERE late.meter_id = first.meter_id AND late.hour <= $2)
-        AND NOT EXISTS (SELECT FROM meter_late AS late WHERE late.meter_id = '' AND late.hour <= $2)
+        AND first.meter_id <> ALL ($10::text[])
 ),
 vehicle AS MATERIALIZED (
     SELECT
@@ -52,10 +53,10 @@ vehicle AS MATERIALIZED (
         - (first.day_covered_s - first.covered_s)
         -- What is covered over midnight, at the beginning and at the end.
         + coalesce(
-            least(date_part('epoch', last.day_first_ts - day.last_ts), day.last_cadence_s + last.day_first_cadence_s), 0
+            least(day.trail_s + last.day_lead_s, day.last_cadence_s + last.day_first_cadence_s), 0
         )
-        + least(first.first_cadence_s, date_part('epoch', first.first_ts - $1))
-        + least(last.last_cadence_s, date_part('epoch', $2 - last.last_ts)) AS covered_s
+        + least(first.first_cadence_s, first.lead_s)
+        + least(last.last_cadence_s, last.trail_s) AS covered_s
     FROM vehicle_hour AS first
     JOIN vehicle_hour AS last ON last.vehicle_id = first.vehicle_id
     LEFT JOIN vehicle_day AS day ON day.vehicle_id = first.vehicle_id AND day.day = $4 AND $4 < $5
@@ -63,8 +64,7 @@ vehicle AS MATERIALIZED (
     WHERE
         first.hour = $1
         AND last.hour = $3
-        AND NOT EXISTS (SELECT FROM vehicle_late AS late WHERE late.vehicle_id = first.vehicle_id AND late.hour <= $2)
-        AND NOT EXISTS (SELECT FROM vehicle_late AS late WHERE late.vehicle_id = '' AND late.hour <= $2)
+        AND first.vehicle_id <> ALL ($11::text[])
 ),
 link AS MATERIALIZED (
     SELECT vehicle_id, meter_id, valid_from <= $1 AND coalesce(valid_to >= $2, true) AS is_whole
@@ -77,8 +77,7 @@ told AS (
         link.meter_id,
         round(coalesce(meter.kwh, 0) * 1e6) / 1e6 AS ac_kwh,
         round(vehicle.kwh * 1e6) / 1e6 AS dc_kwh,
-        least(1, vehicle.covered_s / date_part('epoch', $2 - $1), meter.covered_s / date_part('epoch', $2 - $1))
-            AS coverage
+        least(1, least(vehicle.covered_s, meter.covered_s) / date_part('epoch', $2::timestamptz - $1::timestamptz)) AS coverage
     FROM vehicle
     LEFT JOIN link ON link.vehicle_id = vehicle.vehicle_id
     LEFT JOIN meter ON meter.meter_id = link.meter_id
@@ -106,16 +105,12 @@ judged AS MATERIALIZED (
         FROM told
     ) AS rounded
 ),
-odd_vehicle AS MATERIALIZED (
-    SELECT DISTINCT known.vehicle_id
-    FROM (
-        SELECT vehicle_id FROM vehicle_status
-        UNION ALL
-        SELECT vehicle_id FROM vehicle_meter_link
-        UNION ALL
-        SELECT id FROM device WHERE kind = 'vehicle'
-    ) AS known
-    WHERE NOT EXISTS (SELECT FROM judged WHERE judged.vehicle_id = known.vehicle_id)
+unlinked_meter AS MATERIALIZED (
+    SELECT meter_id, kwh
+    FROM meter
+    WHERE
+        (SELECT count(meter_id) FROM judged) < (SELECT count(*) FROM meter)
+        AND NOT EXISTS (SELECT FROM link WHERE link.meter_id = meter.meter_id)
 ),
 worst AS (
     SELECT vehicle_id, ac_kwh, dc_kwh, coverage, status
@@ -138,25 +133,27 @@ UNION ALL
 SELECT 'worst', vehicle_id, 1, ac_kwh, dc_kwh, coverage, status
 FROM worst
 UNION ALL
+-- The counts tell whether there is anything to look for: whoever is judged, or measured, has live state.
 SELECT 'odd vehicle', vehicle_id, 1, 0, 0, 0, ''
-FROM odd_vehicle
-UNION ALL
-SELECT 'unlinked meters', '', 0, sum(meter.kwh), 0, 0, ''
-FROM meter
-WHERE NOT EXISTS (SELECT FROM link WHERE link.meter_id = meter.meter_id)
-UNION ALL
-SELECT DISTINCT 'odd meter', known.meter_id, 0, 0, 0, 0, ''
-FROM (
-    SELECT meter_id FROM meter_status
-    UNION ALL
-    SELECT meter_id FROM vehicle_meter_link
-    UNION ALL
-    SELECT id FROM device WHERE kind = 'meter'
-) AS known
+FROM vehicle_status AS status
 WHERE
-    NOT EXISTS (SELECT FROM judged WHERE judged.meter_id = known.meter_id)
-    AND NOT EXISTS (
-        SELECT FROM meter
-        WHERE
-            meter.meter_id = known.meter_id AND NOT EXISTS (SELECT FROM link WHERE link.meter_id = meter.meter_id)
-    );
+    (SELECT count(*) FROM judged) < (SELECT count(*) FROM vehicle_status)
+    AND NOT EXISTS (SELECT FROM judged WHERE judged.vehicle_id = status.vehicle_id)
+UNION ALL
+SELECT DISTINCT 'odd vehicle', known.vehicle_id, 1, 0, 0, 0, ''
+FROM (
+    SELECT vehicle_id FROM vehicle_meter_link
+    UNION ALL
+    SELECT id FROM device WHERE kind = 'vehicle'
+) AS known
+WHERE known.vehicle_id NOT IN (SELECT vehicle_id FROM vehicle_status)
+UNION ALL
+SELECT 'unlinked meters', '', 0, sum(kwh), 0, 0, ''
+FROM unlinked_meter
+UNION ALL
+SELECT 'odd meter', meter_id, 0, 0, 0, 0, ''
+FROM meter_status AS status
+WHERE
+    (SELECT count(meter_id) FROM judged) + (SELECT count(*) FROM unlinked_meter) < (SELECT count(*) FROM meter_status)
+    AND NOT EXISTS (SELECT FROM judged WHERE judged.meter_id = status.meter_id)
+    AND NOT EXISTS (SELECT FROM unlinked_meter WHERE unlinked_meter.meter_id = status.meter_id);
