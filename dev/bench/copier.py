@@ -66,6 +66,10 @@ class Rows:
         values = [self._random.uniform(0, 100, len(devices)) for _ in self._values]
         return self._packed(ids, values), self._arrays(ids, values)
 
+    @property
+    def _microseconds(self) -> int:
+        return (self._last_ms - _EPOCH_MS) * 1000
+
     def _packed(self, ids: Any, values: list[Any]) -> bytes:
         rows = np.zeros(len(ids), self._row)
         rows["fields"] = len(self.kind.columns)
@@ -74,11 +78,11 @@ class Rows:
             rows[name] = numbers
         for name in ("ts", *self._values, "received_at"):
             rows[f"{name}_bytes"] = 8
-        rows["ts"] = rows["received_at"] = (self._last_ms - _EPOCH_MS) * 1000
+        rows["ts"] = rows["received_at"] = self._microseconds
         return _HEADER + rows.tobytes() + _TRAILER
 
     def _arrays(self, ids: Any, values: list[Any]) -> list[Any]:
-        times = [datetime.fromtimestamp(self._last_ms / 1000, UTC)] * len(ids)
+        times = [self._microseconds] * len(ids)
         return [ids.tolist(), times, *(numbers.tolist() for numbers in values), times]
 
 
