@@ -81,7 +81,7 @@ def _parser() -> argparse.ArgumentParser:
         "--only", nargs="+", choices=PART_NAMES, metavar="NAME", help=f"some of: {', '.join(PART_NAMES)}"
     )
     measure.add_argument("--runs", type=_some, help="how often each")
-    measure.add_argument("--seconds", type=_some, help="of each interval that is measured")
+    measure.add_argument("--seconds", type=_some, help="of each interval of the sustained rate")
     measure.add_argument("--devices", type=_even, nargs="+", help="half meters, half vehicles, for the sustained rate")
     measure.add_argument("--out", type=Path, default=FOLDER / "bench", help="the folder for page, plot and results")
     absence = commands.add_parser("outage", help="what a database that is away for an hour costs")

@@ -29,7 +29,9 @@ from dev.postgres import PrivatePostgres
 from sql.store import Row
 
 NOW_MS = int(datetime(2026, 5, 4, 12, tzinfo=UTC).timestamp() * 1000)
-TINY = Plan(runs=1, seconds=1, warm_up_s=0.2, devices=(1_000,), fleet=1_000, backlog=3_000, rates=(500,))
+TINY = Plan(
+    runs=1, seconds=1, seconds_elsewhere=1, warm_up_s=0.2, devices=(1_000,), fleet=1_000, backlog=3_000, rates=(500,)
+)
 RULES = Rules(clock_ahead_max=timedelta(minutes=5), retention=None)
 
 

@@ -36,7 +36,7 @@ async def _copy(place: Bed, with_live: bool, plan: Plan, tell: Tell) -> Measured
         await asyncio.sleep(plan.warm_up_s)
         before, reach, watch = copier.latest.stored, await place.reach(), Stopwatch(place)
         checkpoint = asyncio.create_task(place.checkpoint(), name="checkpoint")
-        while watch.seconds < plan.seconds:
+        while watch.seconds < plan.seconds_elsewhere:
             tell(f"{copier.latest.stored:,} rows")
             await asyncio.sleep(0.1)
         elapsed_s, count = watch.seconds, copier.latest.stored - before

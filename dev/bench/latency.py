@@ -26,7 +26,7 @@ async def measure(place: Bed, rate: str, plan: Plan, tell: Tell) -> Measured:
         before, began_at_s = load.latest.acknowledged, time.perf_counter()
         probing = ProbeOptions(place.broker.port, place.database_url)
         async with working("prober", probing, ProbeCounts(), place.folder) as prober:
-            while (elapsed_s := time.perf_counter() - began_at_s) < plan.seconds:
+            while (elapsed_s := time.perf_counter() - began_at_s) < plan.seconds_elsewhere:
                 tell(f"{prober.latest.came_back:,} probes came back")
                 await asyncio.sleep(0.2)
             values = {"published_per_s": (load.latest.acknowledged - before) / elapsed_s}

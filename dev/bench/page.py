@@ -37,6 +37,7 @@ def _terms(plan: Plan) -> dict[str, Any]:
     return {
         "runs": "one run" if plan.runs == 1 else f"{plan.runs} runs",
         "seconds": plan.seconds,
+        "seconds_elsewhere": plan.seconds_elsewhere,
         "warm_up_s": plan.warm_up_s,
         "fleet": plan.fleet,
         "window": WINDOW,

@@ -25,7 +25,7 @@ class Part(Struct, frozen=True):
 
 
 def _interval_s(plan: Plan, _: str) -> float:
-    return plan.warm_up_s + plan.seconds
+    return plan.warm_up_s + plan.seconds_elsewhere
 
 
 def _sustained_s(plan: Plan, devices: str) -> float:

@@ -18,7 +18,9 @@ class Plan(Struct, frozen=True, kw_only=True):
 
     runs: int = 3
     seconds: int = 60
-    """Of each interval that is measured."""
+    """Of each interval in which the sustained rate is measured."""
+    seconds_elsewhere: int = 20
+    """Of each interval of the other parts."""
     warm_up_s: float = 10
     """At least, before it; and until each device was seen once."""
     devices: tuple[int, ...] = (10_000, 100_000, 1_000_000, 2_000_000)
@@ -31,5 +33,5 @@ class Plan(Struct, frozen=True, kw_only=True):
     """These parts; none = all."""
 
 
-QUICK = Plan(runs=1, seconds=8, warm_up_s=3, devices=(10_000, 100_000), backlog=200_000)
+QUICK = Plan(runs=1, seconds=8, seconds_elsewhere=8, warm_up_s=3, devices=(10_000, 100_000), backlog=200_000)
 """A few minutes: enough to see that it works, not to believe the figures."""

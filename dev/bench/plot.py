@@ -60,7 +60,7 @@ def _title(results: Results) -> str:
     runs = f"medians of {plan.runs} runs, whiskers from the least to the greatest" if plan.runs > 1 else "one run"
     return (
         f"{machine['cores']} cores ({machine['processor']}), {machine['memory']}, everything on this machine; "
-        f"intervals of {plan.seconds} s, {runs}"
+        f"intervals of {plan.seconds} s and {plan.seconds_elsewhere} s, {runs}"
     )
 
 

@@ -74,7 +74,7 @@ class Pace:
 async def measure(place: Bed, devices: str, plan: Plan, tell: Tell) -> Measured:
     """The daemon's sustained rate with a fleet of so many devices."""
     count = int(devices)
-    measured, acknowledged = await sustain(place, count, plan, place.stored, "daemon", WINDOW, tell)
+    measured, acknowledged = await sustain(place, count, plan, plan.seconds, place.stored, "daemon", WINDOW, tell)
     books = await read_books(place.metrics_url)
     measured.values["slow_batches"] = books.slow_batches
     measured.values["history_bytes"] = await place.history_bytes() / acknowledged
@@ -90,6 +90,7 @@ async def sustain(
     place: Bed,
     devices: int,
     plan: Plan,
+    seconds: int,
     stored: Callable[[], Awaitable[int]],
     consumer: str,
     window: int,
@@ -114,7 +115,7 @@ async def sustain(
         await pace.until(lambda: pace.stored >= devices)
         first_sight_s = time.perf_counter() - began_at_s
         await pace.until(lambda: time.perf_counter() - began_at_s >= plan.warm_up_s)
-        measured = await _interval(place, pace, plan.seconds)
+        measured = await _interval(place, pace, seconds)
         measured.values["first_sight_per_s"] = devices / first_sight_s
         acknowledged = await pace.last()
     measured.values["resident_mib"] = resident_mib

@@ -25,6 +25,8 @@ async def sustain_client(place: Bed, module: str, plan: Plan, window: int, tell:
             return client.latest.done
 
         await eventually(subscribed)
-        measured, acknowledged = await sustain(place, plan.fleet, plan, done, NAME, window, tell)
+        measured, acknowledged = await sustain(
+            place, plan.fleet, plan, plan.seconds_elsewhere, done, NAME, window, tell
+        )
         counts = await client.end()
     return measured, acknowledged, counts.done
