@@ -404,7 +404,24 @@ def test_the_containers_of_a_cluster_make_every_worker_known_and_distribute_the_
     assert all(f"> {name}" in manual for name in files)
 
 
-@pytest.mark.parametrize("override", [[], ["docker-compose.citus.yml"]], ids=["one server", "cluster"])
+def test_the_nodes_of_a_broker_cluster_know_each_other_and_who_may_do_what() -> None:
+    cluster = (ROOT / "docker-compose.emqx.yml").read_text()
+    names = set(re.findall(r"EMQX_NODE__NAME: emqx@(\S+)", cluster))
+    assert len(names) > 2
+    assert set(re.findall(r"aliases: \[(\S+)\]", cluster)) == names
+    assert set(re.findall(r'"emqx@([^"]+)"', (DEPLOY / "emqx" / "emqx.conf").read_text())) == names
+    rules = (DEPLOY / "emqx" / "acl.conf").read_text()
+    for kind in ("meters", "vehicles"):
+        assert f'"{kind}/${{username}}/reading"' in rules
+        assert f'"$share/+/{kind}/#"' in rules
+    assert rules.rstrip().endswith("{deny, all}.")
+
+
+@pytest.mark.parametrize(
+    "override",
+    [[], ["docker-compose.citus.yml"], ["docker-compose.emqx.yml"]],
+    ids=["one server", "database cluster", "broker cluster"],
+)
 @pytest.mark.parametrize("profile", ["", "many"])
 def test_docker_understands_the_compose_files(profile: str, override: list[str]) -> None:
     # No package that `make` installs brings Docker. The file's meaning is tested above without it.

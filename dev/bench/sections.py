@@ -15,10 +15,10 @@ PROCESSES = {
 
 INTRODUCTION = """\
 Written by `python -m dev bench` (`make bench`): {runs}, intervals of {seconds} s (in other parts than
-*sustained* {seconds_elsewhere} s) after a warm-up of at least {warm_up_s:g} s. Each figure is the median of the runs, with the least and the greatest in brackets. Each measurement
-starts with a new, empty database and broker. Broker, database, daemon and load share one machine; the load is a
-process of its own, on four connections. Another machine gives other figures; ratios carry over better.
-[results.json](results.json) has every run."""
+*sustained* {seconds_elsewhere} s) after a warm-up of at least {warm_up_s:g} s. Each figure is the median of the runs,
+with the least and the greatest in brackets. Each measurement starts with a new, empty database and broker. Broker,
+database, daemon and load share one machine; the load is a process of its own, on four connections. Another machine
+gives other figures; ratios carry over better. [results.json](results.json) has every run."""
 
 CHECKED = """\
 After every measurement: the history has as many rows as the broker acknowledged messages, the live state one for each
