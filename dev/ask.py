@@ -1,7 +1,7 @@
-"""`python -m dev ask`: how long the sidecar takes for the performance of a vehicle, on what `dev history` has written.
+"""`python -m dev ask`: how long the sidecar takes for a vehicle and for the fleet, on what `dev history` has written.
 
-Each vehicle is asked for once, so no answer comes from the cache. The time of a request runs from its first byte out to
-its last byte in, on a connection that is kept.
+No answer comes from the cache: each vehicle is asked for once, and the fleet each time with another number of worst.
+The time of a request runs from its first byte out to its last byte in, on a connection that is kept.
 """
 
 import asyncio
@@ -10,10 +10,13 @@ import random
 import statistics
 import time
 from collections.abc import Iterator
+from datetime import UTC, datetime
 from urllib.parse import urlsplit
 
 from rich.console import Console
 from rich.table import Table
+
+from sql.hours import DAY, hour_floor
 
 
 class AskError(Exception):
@@ -26,7 +29,7 @@ async def ask(api_url: str, vehicles: int, requests: int, clients: list[int]) ->
     paths = itertools.cycle(f"/v1/analytics/performance/hv-{number:06d}" for number in order)
     address = urlsplit(api_url)
     table = Table()
-    for heading in ("clients", "requests/s", "median, ms", "p99, ms", "greatest, ms"):
+    for heading in ("asked for", "clients", "requests/s", "median, ms", "p99, ms", "greatest, ms"):
         table.add_column(heading, justify="right")
     await _client(address.hostname or "", address.port or 80, itertools.islice(paths, 50))  # connections, plans, pages
     for count in clients:
@@ -34,15 +37,33 @@ async def ask(api_url: str, vehicles: int, requests: int, clients: list[int]) ->
         started_at_s = time.perf_counter()
         taken = await asyncio.gather(*(_client(address.hostname or "", address.port or 80, iter(own)) for own in share))
         elapsed_s = time.perf_counter() - started_at_s
-        taken_ms = sorted(1000 * one_s for own in taken for one_s in own)
         table.add_row(
-            str(count),
-            f"{len(taken_ms) / elapsed_s:,.0f}",
-            f"{statistics.median(taken_ms):.1f}",
-            f"{taken_ms[int(len(taken_ms) * 0.99)]:.1f}",
-            f"{taken_ms[-1]:.1f}",
+            "a vehicle, the last 24 h", *_figures([one_s for own in taken for one_s in own], count, elapsed_s)
         )
+    for name, window, times in _fleet_windows():
+        started_at_s = time.perf_counter()
+        fleet = (f"/v1/analytics/fleet?{window}worst={worst}" for worst in range(times))
+        taken_s = await _client(address.hostname or "", address.port or 80, fleet)
+        table.add_row(name, *_figures(taken_s, 1, time.perf_counter() - started_at_s))
     Console().print(table)
+
+
+def _fleet_windows() -> list[tuple[str, str, int]]:
+    """What the fleet is asked for: in words, in the query, and how often."""
+    end = hour_floor(datetime.now(UTC))
+    window = f"from={end - DAY:%Y-%m-%dT%H:%M:%SZ}&to={end:%Y-%m-%dT%H:%M:%SZ}&"
+    return [("the fleet, 24 full hours", window, 51), ("the fleet, the last 24 h", "", 5)]
+
+
+def _figures(taken_s: list[float], clients: int, elapsed_s: float) -> list[str]:
+    taken_ms = sorted(1000 * one_s for one_s in taken_s)
+    return [
+        str(clients),
+        f"{len(taken_ms) / elapsed_s:,.0f}",
+        f"{statistics.median(taken_ms):.1f}",
+        f"{taken_ms[int(len(taken_ms) * 0.99)]:.1f}",
+        f"{taken_ms[-1]:.1f}",
+    ]
 
 
 async def _client(host: str, port: int, paths: Iterator[str]) -> list[float]:
