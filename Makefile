@@ -32,7 +32,7 @@ format: .venv/ready ## put the code in the house's form
 	@.venv/bin/ruff check --fix --quiet
 	@.venv/bin/ruff format
 
-bench: .venv/ready broker ## measure it for an hour, and write a page with a plot (BENCH_FLAGS=--quick: a few minutes)
+bench: .venv/ready broker ## measure it for forty minutes, and write a page with a plot (BENCH_FLAGS=--quick: a few minutes)
 	@.venv/bin/python -m dev bench $(BENCH_FLAGS)
 
 docs: .venv/ready ## write docs/openapi.json and docs/postman.json anew from the routes

@@ -15,6 +15,7 @@ from daemon.metrics import Metrics
 from daemon.settings import DaemonSettings
 from sql import rejections
 from sql.errors import SchemaError, sqlstate
+from sql.measure import rollup_state
 from sql.migrate import verify
 from sql.partitions import drop_before, make_days
 from sql.pool import Connection, Pool, lease
@@ -88,7 +89,10 @@ class Maintenance:
             if self._retention.history_days:
                 await self._drop(connection, kind, first_day_kept(today, self._retention.history_days))
             if self._retention.rollup_days:
-                await drop_cells_before(connection, kind, first_day_kept(today, self._retention.rollup_days))
+                # Never before the history: where there are readings, cells that are missing would be taken for silence.
+                kept_from = (await rollup_state(connection, kind)).kept_from.date()
+                first_kept = min(first_day_kept(today, self._retention.rollup_days), kept_from)
+                await drop_cells_before(connection, kind, first_kept)
 
     async def _drop(self, connection: Connection, kind: Kind, first_kept: date) -> None:
         """Drop the days before `first_kept`, but none whose readings are still to be rolled up."""

@@ -55,6 +55,9 @@ class Metrics:
         self._rollup_lag = self._gauge(
             "rollup_lag_seconds", "How far the rollups are behind the last full hour, when last looked at", "kind"
         )
+        self._rollup_late = self._gauge(
+            "rollup_late_hours", "Marks of late readings that wait to be rolled up, when last looked at", "kind"
+        )
         self.partitions_dropped = self._counter("partitions_dropped_total", "Days of history dropped by retention")
         self.rejections_purged = self._counter("rejections_purged_total", "Rejections deleted by retention")
 
@@ -79,6 +82,10 @@ class Metrics:
     def rollup_lag(self, kind: str, lag_s: float) -> None:
         """The rollups of that kind of device are so far behind."""
         self._rollup_lag.labels(kind).set(lag_s)
+
+    def rollup_late(self, kind: str, marks: int) -> None:
+        """So many marks of late readings wait."""
+        self._rollup_late.labels(kind).set(marks)
 
     def watch_commits(self, last_commit_at_s: Callable[[], float]) -> None:
         """Export the Unix time of the last commit, from the spool or not."""

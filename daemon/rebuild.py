@@ -22,7 +22,7 @@ from sql.measure import LONG_AGO, rollup_state
 from sql.migrate import verify
 from sql.partitions import list_days
 from sql.pool import Pool, lease, open_pool
-from sql.rollups import KINDS, count_devices, count_late, lag, rebuild, set_power
+from sql.rollups import KINDS, count_devices, count_late, lag, rebuild, restart, step
 from sql.settings import DatabaseSettings, read
 from sql.store import Kind
 
@@ -88,19 +88,37 @@ async def _rebuild(pool: Pool, kind: Kind, start: datetime | None, end: datetime
         devices = await count_devices(connection, kind)
     first = datetime(days[0].year, days[0].month, days[0].day, tzinfo=UTC) if days else state.rolled_through
     is_all = start is None and end is None
-    power_max_kw = power_max_kw if is_all else state.power_max_kw
-    start = max(first, hour_floor(start or first))
+    start = max(first, state.kept_from, hour_floor(start or first))
     end = min(state.rolled_through, end or state.rolled_through)
-    await _rebuild_days(pool, kind, start, end, power_max_kw, devices)
+    if start >= end:
+        _say(f"{kind.name}s: nothing there to make anew")
+        return
     if is_all:
+        await _rebuild_all(pool, kind, start, end, power_max_kw)
+    else:
+        await _rebuild_days(pool, kind, start, end, state.power_max_kw, devices)
+    _say(f"{kind.name}s: made anew from {start:%F %H:%M} to {end:%F %H:%M} UTC")
+
+
+async def _rebuild_all(pool: Pool, kind: Kind, start: datetime, end: datetime, power_max_kw: float) -> None:
+    """Begin anew with this power. Until an hour is made again the analytics read the history, whatever ends this."""
+    is_begun = False
+    while not is_begun:
         async with lease(pool) as connection:
-            await set_power(connection, kind, power_max_kw)
-            grown = await rollup_state(connection, kind)
-        # What a daemon rolled up meanwhile was made with the power of before.
-        await _rebuild_days(pool, kind, end, grown.rolled_through, power_max_kw, devices)
-    _say(
-        f"{kind.name}s: made anew from {start:%F %H:%M} to {end:%F %H:%M} UTC" if start < end else f"{kind.name}s: none"
-    )
+            is_begun = await restart(connection, kind, start, power_max_kw)
+        await asyncio.sleep(0 if is_begun else TURN_PAUSE_S)
+    while start < end:
+        start = await _step(pool, kind)
+        _show(f"{kind.name}s: {start:%F %H:%M} of {end:%F %H:%M}")
+    _show("")
+
+
+async def _step(pool: Pool, kind: Kind) -> datetime:
+    """Do a step, unless somebody else is at it. Returns through when all is rolled up."""
+    async with lease(pool) as connection:
+        if not await step(connection, kind, await connection.fetchval("SELECT now()")):
+            await asyncio.sleep(TURN_PAUSE_S)
+        return (await rollup_state(connection, kind)).rolled_through
 
 
 async def _rebuild_days(
@@ -112,7 +130,7 @@ async def _rebuild_days(
             async with lease(pool) as connection:
                 some = await rebuild(connection, kind, after, start, power_max_kw)
             if some is None:
-                await asyncio.sleep(TURN_PAUSE_S)
+                await _step(pool, kind)
             elif some:
                 after, done = some[-1], done + len(some)
                 _show(f"{kind.name}s: {start:%F}, {done:,} of {devices:,} devices")

@@ -6,7 +6,7 @@ fails is tried again later: until then the analytics read the history instead, w
 
 import asyncio
 import time
-from datetime import UTC, datetime
+from datetime import datetime
 
 import structlog
 
@@ -15,7 +15,7 @@ from daemon.metrics import Metrics
 from sql.errors import sqlstate
 from sql.measure import rollup_state
 from sql.pool import Pool, lease
-from sql.rollups import KINDS, agree_on_power, lag, step
+from sql.rollups import agree_on_power, count_late, lag, step
 from sql.store import Kind
 
 log = structlog.get_logger("fleetwatt.rollups")
@@ -26,29 +26,29 @@ LONGEST_RETRY_S = 60.0
 
 
 class Rollups:
-    """Works through what there is to do at the start and then every few seconds."""
+    """Works through what there is to do for one kind of device, at the start and then every few seconds."""
 
-    def __init__(self, pool: Pool, power_max_kw: float, metrics: Metrics) -> None:
+    def __init__(self, pool: Pool, kind: Kind, power_max_kw: float, metrics: Metrics) -> None:
         self._pool = pool
+        self._kind = kind
         self._power_max_kw = power_max_kw
         self._metrics = metrics
+        self._has_agreed = False
 
     async def run(self) -> None:
         """Rounds for ever."""
         backoff = Backoff(FIRST_RETRY_S, LONGEST_RETRY_S)
         said: str | None = None
-        warned = False
         while True:
             try:
-                for kind in KINDS:
-                    if not warned:
-                        await self._agree(kind)
-                    await self._round(kind)
-                warned = True
+                await self._agree()
+                await self._round()
             except Exception as error:  # whatever a server or a driver in disorder may say
                 text = str(error) or type(error).__name__
                 if text != said:
-                    log.error("rolling up failed, trying again", error=text, sqlstate=sqlstate(error))
+                    log.error(
+                        "rolling up failed, trying again", kind=self._kind.name, error=text, sqlstate=sqlstate(error)
+                    )
                 said = text
                 await asyncio.sleep(backoff.next_s())
             else:
@@ -56,25 +56,32 @@ class Rollups:
                 backoff.reset()
                 await asyncio.sleep(INTERVAL_S)
 
-    async def _agree(self, kind: Kind) -> None:
+    async def _agree(self) -> None:
+        if self._has_agreed:
+            return
         async with lease(self._pool) as connection:
-            agreed_kw = await agree_on_power(connection, kind, self._power_max_kw)
+            agreed_kw = await agree_on_power(connection, self._kind, self._power_max_kw)
         if agreed_kw != self._power_max_kw:
             log.warning(
                 "the rollups were made with another POWER_MAX_KW and stay so; "
                 "to make them anew: python -m daemon rollups rebuild",
-                kind=kind.name,
+                kind=self._kind.name,
                 power_max_kw=self._power_max_kw,
                 rolled_up_with=agreed_kw,
             )
+        self._has_agreed = True
 
-    async def _round(self, kind: Kind) -> None:
+    async def _round(self) -> None:
+        async with lease(self._pool) as connection:
+            self._metrics.rollup_late(self._kind.name, await count_late(connection, self._kind))
         has_more = True
         while has_more:
             started_at_s = time.monotonic()
             async with lease(self._pool) as connection:
-                has_more = await step(connection, kind, datetime.now(UTC))
-                state = await rollup_state(connection, kind)
-            self._metrics.rollup_lag(kind.name, lag(state, datetime.now(UTC)).total_seconds())
+                # Not this machine's clock: one that is ahead would close hours for everybody.
+                now: datetime = await connection.fetchval("SELECT now()")
+                has_more = await step(connection, self._kind, now)
+                state = await rollup_state(connection, self._kind)
+            self._metrics.rollup_lag(self._kind.name, lag(state, now).total_seconds())
             if has_more:
                 await asyncio.sleep(time.monotonic() - started_at_s)

@@ -41,12 +41,13 @@ from daemon.writer import Writer
 from sql.flood import Flood
 from sql.outside import is_free
 from sql.pool import open_pool
+from sql.rollups import KINDS
 
 log = structlog.get_logger("fleetwatt")
 
 LAST_BATCHES_TIMEOUT_S = 3.0
-POOL_CONNECTIONS_MAX = 7
-"""One for each kind, for the writer and for the drain; one each for maintenance, rollups and the health check."""
+POOL_CONNECTIONS_MAX = 8
+"""One for each kind, for the writer, the drain and the rollups; one for maintenance, one for the health check."""
 IN_FLIGHT_BATCHES_MAX = 4
 """Readings in memory, in full batches, from which on nothing more is read from the broker."""
 TICK_S = 1.0
@@ -161,7 +162,10 @@ async def serve(
             others = {
                 "subscriber": subscriber.run(),
                 "maintenance": maintenance.run(),
-                "rollups": Rollups(pool, settings.power_max_kw, metrics).run(),
+                **{
+                    f"rollups of {kind.name}s": Rollups(pool, kind, settings.power_max_kw, metrics).run()
+                    for kind in KINDS
+                },
                 "systemd": notifier.run(board.line, progress.stall),
                 "recent": _tick(recent),
             }

@@ -11,6 +11,7 @@ from datetime import UTC, datetime, timedelta
 import asyncpg
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 
+from sql.hours import hour_floor
 from sql.partitions import HISTORY_TABLES, Days, days_between
 
 DEVICES_A_STATEMENT = 50
@@ -47,6 +48,8 @@ _FINISH = """
     SELECT vehicle_id, replace(vehicle_id, 'hv', 'hm'), {start} FROM vehicle_status AS v
     WHERE vehicle_id LIKE 'hv-%'
       AND NOT EXISTS (SELECT FROM vehicle_meter_link AS l WHERE l.vehicle_id = v.vehicle_id);
+    INSERT INTO meter_late (meter_id, hour) SELECT '', {hours};
+    INSERT INTO vehicle_late (vehicle_id, hour) SELECT '', {hours};
     VACUUM ANALYZE;
 """
 
@@ -81,9 +84,11 @@ async def _fill(
 
 
 async def _finish(database_url: str, start: datetime, last: datetime) -> None:
-    """Live state, links, and what the planner should know."""
+    """Live state, links, marks for the rollups, and what the planner should know."""
     connection = await asyncpg.connect(database_url)
-    for statement in _FINISH.format(start=f"'{start.isoformat()}'", last=f"'{last.isoformat()}'").split(";"):
+    hours = f"generate_series('{hour_floor(start).isoformat()}'::timestamptz, '{last.isoformat()}', interval '1 hour')"
+    words = {"start": f"'{start.isoformat()}'", "last": f"'{last.isoformat()}'", "hours": hours}
+    for statement in _FINISH.format(**words).split(";"):
         if statement.strip():
             await connection.execute(statement)
     await connection.close()

@@ -33,6 +33,8 @@ class VehicleSummary(Struct, frozen=True, rename="camel"):
     status: Verdict
 
 
+Unsummed: TypeAlias = tuple[list[str], list[str], bool]
+"""Meters and vehicles of which readings came late, and whether counters can be summed up."""
 LATE_MAX = 1000
 """Devices with late readings that are told apart."""
 
@@ -51,16 +53,14 @@ class FleetSums(Struct):
     odd_meters: list[str] = field(default_factory=list)
 
 
-async def find_late(
-    connection: Connection, start: datetime, end: datetime, power_max_kw: float
-) -> tuple[list[str], list[str]] | None:
-    """Meters and vehicles of which readings came late; None where a window [start, end) cannot be summed up.
+async def find_late(connection: Connection, start: datetime, end: datetime, power_max_kw: float) -> Unsummed | None:
+    """What is left out of the sums; None where a window [start, end) cannot be summed up.
 
     It can, if it is whole hours of one UTC day or of two, all rolled up with that POWER_MAX_KW.
     """
     if start != hour_floor(start) or end != hour_floor(end) or day_floor(end - HOUR) - day_floor(start) > DAY:
         return None
-    late = []
+    late, is_counted = [], True
     for kind in (METER, VEHICLE):
         state = await rollup_state(connection, kind)
         rows = await connection.fetch(kind.query("list_late_devices"), end, LATE_MAX + 1)
@@ -68,7 +68,8 @@ async def find_late(
         is_rolled_up = state.rolled_through >= end and state.power_max_kw == power_max_kw
         if not is_rolled_up or len(rows) > LATE_MAX or "" in late[-1]:  # without a name it stands for all
             return None
-    return late[0], late[1]
+        is_counted &= state.counted_through >= end
+    return late[0], late[1], is_counted
 
 
 async def sum_fleet(
@@ -79,7 +80,7 @@ async def sum_fleet(
     min_ac_kwh: float,
     min_coverage: float,
     worst: int,
-    late: tuple[list[str], list[str]],
+    late: Unsummed,
 ) -> FleetSums:
     """The sums of a window for which that can be done, with the `worst` vehicles among them."""
     last = end - HOUR

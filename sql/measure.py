@@ -1,8 +1,9 @@
 """What pieces of time of devices come to: whole hours and days from the rollups, the rest from the history.
 
 Rule: where a cell comes from never changes the answer. A cell of the rollups is used only if it is what the history
-would give now: its hour is rolled up, no late reading that is not rolled up yet reaches it, and it was made with the
-same POWER_MAX_KW. Everything else is measured from the readings.
+would give now: its hour is rolled up (and for a counter the next one is closed, which tells what was a glitch), no
+late reading that is not rolled up yet reaches it, and it was made with the same POWER_MAX_KW. Everything else is
+measured from the readings.
 """
 
 from bisect import bisect_right
@@ -35,6 +36,8 @@ STEP_S_MAX = 5400.0
 CADENCE_S = 60.0
 """Taken where nothing says anything of it."""
 PIECES_A_QUERY = 500
+PIECE_HOURS_A_QUERY = 12_000
+"""Of which, in the worst case, all readings are looked at."""
 LONG_AGO = datetime(2000, 1, 1, tzinfo=UTC)
 """No reading is older."""
 
@@ -56,6 +59,7 @@ class RollupState(Struct, frozen=True):
 
     closed_through: datetime
     rolled_through: datetime
+    counted_through: datetime
     rolled_device: str
     kept_from: datetime
     power_max_kw: float
@@ -102,8 +106,10 @@ async def measure(connection: Connection, kind: Kind, pieces: Sequence[Piece], p
     if not pieces:
         return totals
     state = await rollup_state(connection, kind)
-    for first in range(0, len(pieces), PIECES_A_QUERY):
-        some = pieces[first : first + PIECES_A_QUERY]
+    longest = max(piece.end - piece.start for piece in pieces)
+    count = max(1, min(PIECES_A_QUERY, PIECE_HOURS_A_QUERY * HOUR // max(longest, HOUR)))
+    for first in range(0, len(pieces), count):
+        some = pieces[first : first + count]
         cells = await _find(connection, kind, some, state, power_max_kw)
         totals += [
             total(sorted(cells[n], key=_first_ts), piece.energy_mode, piece.start, piece.end)
@@ -126,7 +132,7 @@ async def _find(
 ) -> dict[int, list[Cell]]:
     """The cells of each piece, by its number."""
     stale = await _stale(connection, kind, pieces, state, power_max_kw)
-    plan = _plan(pieces, state.rolled_through, stale)
+    plan = _plan(pieces, state, stale)
     found: dict[int, list[Cell]] = defaultdict(list)
     cell_of = _cell_of(kind)
     for (start, *cuts, end), runs in _alike(_runs(plan.history)).items():
@@ -173,7 +179,7 @@ async def measure_history(
         for counter in counters[cell["id"]]:
             key = (cell["id"], counter)
             if key not in counted:
-                counted[key] = count(counter, *levels[cell["id"]], power_max_kw)
+                counted[key] = count(counter, *levels.get(cell["id"], ([], [])), power_max_kw)
             cell |= _counter_columns(counter, counted[key], since_s, until_s)
     return cells
 
@@ -280,6 +286,9 @@ async def late_reach(
     for hour, device_ids in _by_hour(marks).items():
         if "" in device_ids:
             reaches.append(("", (hour - HOUR, rolled_through)))
+            device_ids.remove("")
+        if not device_ids:
+            continue
         bounds = (hour + HOUR, min(hour + BASE_REACH_MAX, rolled_through))
         for row in await connection.fetch(kind.query("find_late_reach"), device_ids, *bounds):
             last_ts = row["last_ts"] or hour + HOUR
@@ -294,11 +303,12 @@ def _by_hour(marks: Iterable[tuple[str, datetime]]) -> dict[datetime, list[str]]
     return by_hour
 
 
-def _plan(pieces: Sequence[Piece], rolled_through: datetime, stale: dict[str, list[Span]]) -> _Plan:
+def _plan(pieces: Sequence[Piece], state: RollupState, stale: dict[str, list[Span]]) -> _Plan:
     plan = _Plan([], [], [])
     for number, piece in enumerate(pieces):
         unusable = stale.get("", []) + stale.get(piece.device_id, [])
-        first, last = hour_ceiling(piece.start), min(hour_floor(piece.end), rolled_through)
+        usable = state.rolled_through if piece.energy_mode == "interval" else state.counted_through
+        first, last = hour_ceiling(piece.start), min(hour_floor(piece.end), usable)
 
         def add(parts: list[_Part], start: datetime, end: datetime, number: int = number, piece: Piece = piece) -> None:
             if start < end:

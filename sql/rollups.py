@@ -14,10 +14,10 @@ them goes on where the last one stopped, and none can be cut off in a state that
 """
 
 from collections import defaultdict
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Awaitable, Callable, Iterable, Iterator, Sequence
 from datetime import UTC, date, datetime, timedelta
 from operator import itemgetter
-from typing import Any, get_args
+from typing import Any, TypeVar, get_args
 
 from sql.energy import Counter
 from sql.hours import DAY, HOUR, day_floor, hour_floor
@@ -28,15 +28,27 @@ from sql.queries import query
 from sql.store import METER, VEHICLE, Kind
 from sql.turn import take_turn
 
-ROLLUPS = "rollups"
+T = TypeVar("T")
+
 KINDS = (METER, VEHICLE)
 GRACE = timedelta(minutes=2)
 """How long after its end an hour stays open: what comes later costs a mark and a second look."""
 CLOSE_LOCK_TIMEOUT = "1s"
-DEVICE_HOURS_A_STEP = 200
-"""What one step rolls up, roughly: some ten thousand readings, counted while nothing else of the process runs."""
+DEVICES_A_STEP = 500
 LATE_HOURS_A_STEP = 500
-MARKS_A_STATEMENT = 10_000
+READINGS_A_STEP = 30_000
+"""From which on a step has done enough: its transaction should last no longer than a second or two."""
+READINGS_AT_ONCE = 3000
+"""That many, roughly, are in memory together and counted while nothing else of the process runs: some 50 ms."""
+COUNTERS: tuple[Counter, ...] = get_args(Counter)
+COUNTED_COLUMNS = [
+    *(f"kwh_{counter}" for counter in COUNTERS),
+    *(f"{counter}_{oddity}" for counter in COUNTERS for oddity in ("impossible_steps", "resets", "dips", "glitches")),
+]
+
+
+def _turn(kind: Kind) -> str:
+    return f"rollups of {kind.name}s"
 
 
 def lag(state: RollupState, now: datetime) -> timedelta:
@@ -46,11 +58,12 @@ def lag(state: RollupState, now: datetime) -> timedelta:
 
 async def step(connection: Connection, kind: Kind, now: datetime) -> bool:
     """Do the next bit of work for a kind, if there is any and nobody else is at it. Returns whether to ask again."""
-    async with transaction(connection):
-        if not await take_turn(connection, ROLLUPS):
+    async with transaction(connection, isolation="read_committed"):  # each statement sees what is committed by then
+        if not await take_turn(connection, _turn(kind)):
             return False
         state = await rollup_state(connection, kind)
-        if state.rolled_through < state.closed_through:
+        # More than an hour behind: there is no history between, so nothing more will tell what was a glitch before it.
+        if state.rolled_through < state.closed_through or state.counted_through < state.rolled_through - HOUR:
             await _roll_on(connection, kind, state)
             return True
         if lag(state, now):
@@ -60,10 +73,7 @@ async def step(connection: Connection, kind: Kind, now: datetime) -> bool:
 
 
 async def _close(connection: Connection, kind: Kind, state: RollupState, target: datetime) -> None:
-    """Close the next hour before `target`, of the days that have any history.
-
-    One at a time, also where there are many: an hour's cells then lie side by side on the disk.
-    """
+    """Close the hours up to `target`, or up to the end of the first UTC day that has any history."""
     await connection.execute(f"SET LOCAL lock_timeout = '{CLOSE_LOCK_TIMEOUT}'")
     await connection.execute(query("lock_rollups"))
     closed = state.closed_through
@@ -73,20 +83,36 @@ async def _close(connection: Connection, kind: Kind, state: RollupState, target:
         rolled = closed = target
     else:
         rolled = max(closed, datetime(first.year, first.month, first.day, tzinfo=closed.tzinfo))
-        closed = min(target, rolled + HOUR)
+        closed = min(target, day_floor(rolled) + DAY)
     await connection.execute(query("close_hours"), kind.name, closed, rolled)
 
 
 async def _roll_on(connection: Connection, kind: Kind, state: RollupState) -> None:
-    """Roll up the next devices; there are none left when all are done."""
-    start, end = state.rolled_through, state.closed_through
-    limit = max(1, DEVICE_HOURS_A_STEP * HOUR // (end - start))
-    rows = await connection.fetch(kind.query("list_devices_after"), state.rolled_device, limit)
-    if rows:
-        await roll(connection, kind, [row["id"] for row in rows], start, end, state.power_max_kw)
-        await connection.execute(query("advance_rollup"), kind.name, rows[-1]["id"])
+    """Roll up the next hour of the next devices; there are none left when all are done.
+
+    What counters count in the last hour that is closed is not complete, since the next hour tells what was a glitch. So
+    it is left out at first, and made with the hour after it.
+    """
+    start, end = state.rolled_through, min(state.rolled_through + HOUR, state.closed_through)
+    is_last = start < end == state.closed_through
+
+    async def roll_some(device_ids: Sequence[str]) -> int:
+        readings = 0
+        if state.counted_through < start:  # behind that hour there may be days without any history
+            counted = state.counted_through + HOUR
+            readings += await roll(connection, kind, device_ids, state.counted_through, counted, state.power_max_kw)
+        if start < end:
+            counters = () if is_last else COUNTERS
+            readings += await roll(connection, kind, device_ids, start, end, state.power_max_kw, counters)
+        return readings
+
+    rows = await connection.fetch(kind.query("list_devices_after"), state.rolled_device, DEVICES_A_STEP)
+    device_ids = [row["id"] for row in rows]
+    if device_ids:
+        done = await _in_parts(device_ids, roll_some)
+        await connection.execute(query("advance_rollup"), kind.name, device_ids[done - 1])
     else:
-        await connection.execute(query("finish_rollup"), kind.name)
+        await connection.execute(query("finish_rollup"), kind.name, end, start if is_last else end)
 
 
 async def _mend(connection: Connection, kind: Kind, state: RollupState) -> bool:
@@ -97,27 +123,40 @@ async def _mend(connection: Connection, kind: Kind, state: RollupState) -> bool:
         return False
     of_all = [hour for device_id, hour in marks if not device_id]
     if of_all:
-        await _mark_each(connection, kind, of_all[0])
-        marks = [("", of_all[0])]
-    # The marks go first: a reading that comes after this has been seen leaves another.
-    await connection.execute(kind.query("delete_late_hours"), *zip(*marks, strict=True))
-    if not of_all:
-        await _roll_late(connection, kind, marks, state)
+        await begin_anew(connection, kind, min(of_all) - HOUR, state.power_max_kw)
+        await connection.execute(kind.query("delete_late_hours_from"), min(of_all), state.rolled_through)
+    else:
+        await _in_parts(marks, lambda some: _roll_late(connection, kind, some, state))
     return True
 
 
-async def _mark_each(connection: Connection, kind: Kind, hour: datetime) -> None:
-    """Mark an hour for every device that there is."""
-    device_ids = [""]
-    while device_ids:
-        rows = await connection.fetch(kind.query("list_devices_after"), device_ids[-1], MARKS_A_STATEMENT)
-        device_ids = [row["id"] for row in rows]
-        await connection.execute(kind.query("insert_late_hours"), device_ids, [hour] * len(device_ids))
+async def _in_parts(todo: Sequence[T], do: Callable[[Sequence[T]], Awaitable[int]]) -> int:
+    """Do the first of what is to be done, a few at a time, until it is enough; returns how many are done.
+
+    `do` returns how many readings these few had: a device may send once in a quarter of an hour or ten times a second.
+    """
+    done = readings = 0
+    few = 1
+    while done < len(todo) and readings < READINGS_A_STEP:
+        some = todo[done : done + few]
+        count = await do(some)
+        done += len(some)
+        readings += count
+        few = max(1, min(8 * few, READINGS_AT_ONCE * len(some) // max(count, 1)))
+    return done
+
+
+async def begin_anew(connection: Connection, kind: Kind, start: datetime, power_max_kw: float) -> None:
+    """Take nothing from the hour `start` on for rolled up. Until it is again, the history is read in its place."""
+    await connection.execute(query("begin_rollup_anew"), kind.name, start, power_max_kw)
 
 
 async def _roll_late(
     connection: Connection, kind: Kind, marks: Sequence[tuple[str, datetime]], state: RollupState
-) -> None:
+) -> int:
+    """Roll up anew what these late readings reach. Returns how many readings that was."""
+    # The marks go first: a reading that comes after this has been seen leaves another.
+    await connection.execute(kind.query("delete_late_hours"), *zip(*marks, strict=True))
     first_hours: dict[tuple[str, datetime], datetime] = {}
     for device_id, (start, end) in await late_reach(connection, kind, marks, state.rolled_through):
         for hour in _first_hours(max(start, state.kept_from), min(end, state.rolled_through)):
@@ -126,8 +165,11 @@ async def _roll_late(
     devices_of = defaultdict(list)
     for (device_id, day), hour in first_hours.items():
         devices_of[hour, day].append(device_id)
+    readings = 0
     for (hour, day), device_ids in sorted(devices_of.items()):
-        await roll(connection, kind, sorted(device_ids), hour, min(day + DAY, state.rolled_through), state.power_max_kw)
+        end = min(day + DAY, state.rolled_through)
+        readings += await roll(connection, kind, sorted(device_ids), hour, end, state.power_max_kw)
+    return readings
 
 
 def _first_hours(start: datetime, end: datetime) -> Iterator[datetime]:
@@ -138,16 +180,21 @@ def _first_hours(start: datetime, end: datetime) -> Iterator[datetime]:
 
 
 async def roll(
-    connection: Connection, kind: Kind, device_ids: Sequence[str], start: datetime, end: datetime, power_max_kw: float
-) -> None:
+    connection: Connection,
+    kind: Kind,
+    device_ids: Sequence[str],
+    start: datetime,
+    end: datetime,
+    power_max_kw: float,
+    counters: Sequence[Counter] = COUNTERS,
+) -> int:
     """Make the cells of some devices' hours in [start, end) anew, and of the day, if it ends there.
 
     `start` and `end` are full hours of one UTC day. What the day comes to by each hour is added up from its beginning,
-    so `end` is the end of the day, or of what is rolled up of it.
+    so `end` is the end of the day, or of what is rolled up of it. Returns how many readings the cells have.
     """
     day = day_floor(start)
-    counters = dict.fromkeys(device_ids, get_args(Counter))
-    cells = await measure_history(connection, kind, counters, start, end, power_max_kw)
+    cells = await measure_history(connection, kind, dict.fromkeys(device_ids, counters), start, end, power_max_kw)
     before = await connection.fetch(kind.query("find_hours_before"), device_ids, day, start)
     records = list(_with_days_so_far(cells, before))
     await connection.execute(kind.query("delete_hour_cells"), device_ids, start, end)
@@ -161,12 +208,15 @@ async def roll(
     if end == day + DAY:
         await connection.execute(kind.query("delete_day_cells"), device_ids, day)
         await connection.execute(kind.query("insert_day_cells"), device_ids, day, end)
+    return sum(cell["samples"] for cell in cells)
 
 
 def _with_days_so_far(cells: list[dict[str, Any]], before: Iterable[Record]) -> Iterator[dict[str, Any]]:
     """The cells in order, each with what its day comes to by its end. `before` has the hour before of each device."""
     so_far = {row["id"]: dict(row) for row in before}
     for cell in sorted(cells, key=itemgetter("id", "hour")):
+        for name in COUNTED_COLUMNS:
+            cell.setdefault(name, 0)
         earlier = so_far.get(cell["id"])
         covered_s = cell["covered_s"]
         if earlier is not None:
@@ -195,27 +245,31 @@ async def rebuild(
 ) -> list[str] | None:
     """Make the cells of the next devices behind `after` anew, from the hour `start` to the end of its UTC day.
 
-    Returns these devices, none at the end; None where somebody else has the turn. What is not rolled up yet, and hours
+    Returns these devices, none at the end; None where somebody else is at it. What is not rolled up yet, and hours
     whose readings were dropped, stay as they are.
     """
-    async with transaction(connection):
-        if not await take_turn(connection, ROLLUPS):
+    async with transaction(connection, isolation="read_committed"):  # each statement sees what is committed by then
+        if not await take_turn(connection, _turn(kind)):
             return None
         state = await rollup_state(connection, kind)
+        if state.rolled_device:
+            return None  # devices that have the next hour already would keep what they built on this one
         start, end = max(start, state.kept_from), min(day_floor(start) + DAY, state.rolled_through)
         if start >= end:
             return []
-        limit = max(1, DEVICE_HOURS_A_STEP * HOUR // (end - start))
-        rows = await connection.fetch(kind.query("list_devices_after"), after, limit)
+        rows = await connection.fetch(kind.query("list_devices_after"), after, DEVICES_A_STEP)
         device_ids = [row["id"] for row in rows]
-        if device_ids:
-            await roll(connection, kind, device_ids, start, end, power_max_kw)
-        return device_ids
+        done = await _in_parts(device_ids, lambda some: roll(connection, kind, some, start, end, power_max_kw))
+        return device_ids[:done]
 
 
-async def set_power(connection: Connection, kind: Kind, power_max_kw: float) -> None:
-    """From now on cells are made with this POWER_MAX_KW. Those that are there are to be made anew."""
-    await connection.execute(query("set_rollup_power"), kind.name, power_max_kw)
+async def restart(connection: Connection, kind: Kind, start: datetime, power_max_kw: float) -> bool:
+    """Begin anew from the hour `start` on with this POWER_MAX_KW; False where somebody else is at it."""
+    async with transaction(connection):
+        if not await take_turn(connection, _turn(kind)):
+            return False
+        await begin_anew(connection, kind, start, power_max_kw)
+        return True
 
 
 async def count_late(connection: Connection, kind: Kind) -> int:
@@ -245,13 +299,18 @@ async def drop_cells_before(connection: Connection, kind: Kind, day: date) -> in
     dropped = 0
     for row in await connection.fetch(query("month_partitions"), f"{kind.name}_hour"):
         if row["month"] < first_month:
+            for n in range(31):  # a day each: all at once would hold its locks for long
+                end = datetime(row["month"].year, row["month"].month, 1, tzinfo=UTC) + (n + 1) * DAY
+                await connection.execute(kind.query("delete_days_before"), min(end, _next_month(row["month"])))
             async with transaction(connection):
                 await connection.execute(f"SET LOCAL lock_timeout = '{DROP_LOCK_TIMEOUT}'")
-                if not await take_turn(connection, ROLLUPS):
+                if not await take_turn(connection, _turn(kind)):
                     break
                 await connection.execute(f'DROP TABLE IF EXISTS "{row["partition"]}"')
-                month_end = (row["month"] + timedelta(days=31)).replace(day=1)
-                end = datetime(month_end.year, month_end.month, 1, tzinfo=UTC)
-                await connection.execute(kind.query("delete_days_before"), end)
             dropped += 1
     return dropped
+
+
+def _next_month(month: date) -> datetime:
+    following = (month.replace(day=1) + timedelta(days=31)).replace(day=1)
+    return datetime(following.year, following.month, 1, tzinfo=UTC)

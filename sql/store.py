@@ -37,8 +37,12 @@ Row: TypeAlias = tuple[Any, ...]
 DAYS_MAX = 100
 """That one transaction touches."""
 
+ISOLATION = "read_committed"
+"""Whoever stores has to see which hours were closed while it did."""
 LATE_MARKS_MAX = 1000
-"""Of one batch with late readings. What comes after an outage is marked by the hour and not by the device."""
+LATE_HOURS_MAX = 50
+"""Of one batch with late readings: what many devices send after an outage is marked by the hour and not by the device,
+but not what one device sends that was away for months."""
 
 _device = itemgetter(0)
 _key = itemgetter(0, 1)
@@ -160,7 +164,7 @@ async def copy(connection: Connection, kind: Kind, batch: Sorted, days: Days) ->
     """The fast way: all rows, or an error and none. The rows are committed when this returns."""
     await _ensure_days(connection, kind, batch.rows, days)
     columns = columns_of(batch.rows)
-    async with transaction(connection):
+    async with transaction(connection, isolation=ISOLATION):
         await connection.copy_to_table(
             kind.history_table, source=memoryview(pack(columns)), columns=kind.columns, format="binary"
         )
@@ -178,7 +182,7 @@ async def insert(connection: Connection, kind: Kind, rows: list[Row], days: Days
     await _ensure_days(connection, kind, rows, days)
     arrays = _arrays(kind, rows)
     repeats: dict[int, bool] = {}
-    async with transaction(connection):
+    async with transaction(connection, isolation=ISOLATION):
         if await connection.fetchval(query(f"insert_{kind.name}_readings"), *arrays) < len(rows):
             first, last = _span(rows)
             found = await connection.fetch(query(f"find_{kind.name}_repeats"), *arrays, first, last)
@@ -201,8 +205,9 @@ async def _mark_late(connection: Connection, kind: Kind, rows: list[Row]) -> Non
     """
     closed: datetime = await connection.fetchval(query("get_closed_through"), kind.name)
     late = {(row[0], hour_floor(row[1])) for row in rows if row[1] < closed}
-    if len(late) > LATE_MARKS_MAX:
-        late = {("", hour) for _, hour in late}
+    hours = {hour for _, hour in late}
+    if len(late) > LATE_MARKS_MAX and len(hours) < LATE_HOURS_MAX:
+        late = {("", hour) for hour in hours}
     if late:
         await connection.execute(kind.query("insert_late_hours"), *zip(*sorted(late), strict=True))
 

@@ -18,7 +18,7 @@ from daemon.rollups import Rollups
 from dev.house import eventually
 from sql.measure import rollup_state
 from sql.pool import Pool
-from sql.rollups import KINDS, set_power
+from sql.rollups import KINDS
 from sql.store import METER, VEHICLE
 from tests.history import START, minute, series, store
 from tests.test_rollups import assert_cells_are_those_of_the_history, roll_up
@@ -33,13 +33,14 @@ def impatient(monkeypatch: pytest.MonkeyPatch) -> None:
 @asynccontextmanager
 async def at_work(pool: Pool, power_max_kw: float = 500) -> AsyncIterator[Metrics]:
     metrics = Metrics(Accounts(), lambda: 0.0)
-    running = asyncio.create_task(Rollups(pool, power_max_kw, metrics).run(), name="rollups")
+    tasks = [asyncio.create_task(Rollups(pool, kind, power_max_kw, metrics).run(), name=kind.name) for kind in KINDS]
     try:
         yield metrics
-        assert not running.done()
+        assert not any(task.done() for task in tasks)
     finally:
-        running.cancel()
-        await asyncio.wait([running])
+        for task in tasks:
+            task.cancel()
+        await asyncio.wait(tasks)
 
 
 async def store_two_days(database: asyncpg.Connection) -> None:
@@ -143,8 +144,6 @@ async def test_only_a_rebuild_of_all_takes_another_power(database: asyncpg.Conne
 
     assert await database.fetchval("SELECT sum(register_impossible_steps) FROM meter_hour") == 2879
     assert [(await rollup_state(database, kind)).power_max_kw for kind in KINDS] == [0.5, 0.5]
-    for kind in KINDS:
-        await set_power(database, kind, 500)
 
 
 @pytest.mark.parametrize(

@@ -3,6 +3,7 @@
 import asyncio
 import itertools
 import random
+from collections.abc import Sequence
 from datetime import datetime, timedelta
 from typing import Any, get_args
 
@@ -28,7 +29,7 @@ from sql.rollups import (
     keep_history_from,
     lag,
     rebuild,
-    set_power,
+    restart,
     step,
 )
 from sql.store import METER, VEHICLE, Kind, copy, sort
@@ -51,6 +52,11 @@ async def roll_up(database: asyncpg.Connection, now: datetime = LATER) -> None:
             pass
 
 
+async def label(database: asyncpg.Connection, kind: Kind, power_max_kw: float) -> None:
+    """Say that the cells were made with this power."""
+    await database.execute("UPDATE rollup_state SET power_max_kw = $2 WHERE kind = $1", kind.name, power_max_kw)
+
+
 async def measure(database: asyncpg.Connection, vehicle_id: str, start: datetime, end: datetime) -> Performance:
     answer = await performance(database, vehicle_id, start, end, RULES)
     assert answer is not None
@@ -62,10 +68,10 @@ async def measure_from_history(
 ) -> Performance:
     """The same with no cell used: they are made with another power."""
     for kind in KINDS:
-        await set_power(database, kind, RULES.power_max_kw + 1)
+        await label(database, kind, RULES.power_max_kw + 1)
     answer = await measure(database, vehicle_id, start, end)
     for kind in KINDS:
-        await set_power(database, kind, RULES.power_max_kw)
+        await label(database, kind, RULES.power_max_kw)
     return answer
 
 
@@ -200,15 +206,43 @@ async def test_rollups_always_equal_a_recomputation_from_the_history(database: a
     await assert_answers_are_those_of_the_history(database, rng)
 
 
-async def assert_answers_are_those_of_the_history(database: asyncpg.Connection, rng: random.Random) -> None:
+async def assert_answers_are_those_of_the_history(
+    database: asyncpg.Connection,
+    rng: random.Random,
+    vehicle_ids: Sequence[str] = ("vehicle-0", "vehicle-1", "vehicle-2"),
+) -> None:
     start = minute(rng.uniform(-500, 3000))
     end = start + timedelta(minutes=rng.uniform(5, 4000))
     if rng.random() < 0.3:
         start, end = hour_floor(start), hour_floor(end) + HOUR
-    for vehicle_id in ("vehicle-0", "vehicle-1", "vehicle-2"):
+    for vehicle_id in vehicle_ids:
         if await performance(database, vehicle_id, start, end, RULES) is not None:
             answer = await measure(database, vehicle_id, start, end)
             assert_same(answer, await measure_from_history(database, vehicle_id, start, end))
+
+
+@pytest.mark.parametrize("seed", range(4))
+async def test_what_comes_in_time_never_makes_a_cell_wrong(database: asyncpg.Connection, seed: int) -> None:
+    """Reading by reading, each hour rolled up as soon as may be: what follows tells what was a glitch."""
+    rng = random.Random(seed)
+    for kind in KINDS:
+        await set_energy_mode(database, kind, "d", rng.choice(["register", "session"]))
+    await pair(database, "d", "d", minute(-1000), None)
+    every, level = rng.choice([10, 15, 20, 30]), 10_000.0
+    for at in range(0, 1500, every):
+        level += 0.5
+        shown = rng.choice([level] * 6 + [0.0, 30.0, level + 900])
+        for kind in KINDS:
+            await store(database, kind, "d", [(at, shown)])
+            for _ in range(rng.choice([1, 5])):
+                await step(database, kind, minute(at + 3))
+        if rng.random() < 0.2:
+            await assert_answers_are_those_of_the_history(database, rng, ["d"])
+            await assert_fleet_is_that_of_the_history(database, minute(0), hour_floor(minute(at)) + HOUR)
+    await roll_up(database)
+    for kind in KINDS:
+        assert await database.fetchval(f"SELECT count(*) FROM {kind.name}_late") == 0
+        await assert_cells_are_those_of_the_history(database, kind)
 
 
 # The fleet.
@@ -219,10 +253,10 @@ async def assert_fleet_is_that_of_the_history(database: asyncpg.Connection, star
     answer = await fleet(database, start, end, RULES, worst=3)
     summed = await find_late(database, start, end, RULES.power_max_kw) is not None
     for kind in KINDS:
-        await set_power(database, kind, RULES.power_max_kw + 1)
+        await label(database, kind, RULES.power_max_kw + 1)
     expected = await fleet(database, start, end, RULES, worst=3)
     for kind in KINDS:
-        await set_power(database, kind, RULES.power_max_kw)
+        await label(database, kind, RULES.power_max_kw)
     for name in ("ac_kwh", "dc_kwh", "loss_kwh", "efficiency", "unlinked_ac_kwh", "unlinked_dc_kwh"):
         assert getattr(answer, name) == (None if getattr(expected, name) is None else approximately(expected, name)), (
             name
@@ -291,7 +325,7 @@ async def test_most_of_a_fleet_takes_no_closer_look(database: asyncpg.Connection
     await store(database, METER, "d4", [(70.5, 1.0)])
 
     late = await find_late(database, minute(0), minute(240), RULES.power_max_kw)
-    assert late == (["d4"], [])
+    assert late == (["d4"], [], True)
     sums = await sum_fleet(database, minute(0), minute(240), 0.85, 1.0, 0.5, 10, late)
 
     assert (sorted(sums.odd_vehicles), sorted(sums.odd_meters)) == (["d3", "d4"], ["d3", "d4"])
@@ -401,6 +435,21 @@ async def test_a_batch_with_many_late_readings_marks_hours_and_not_devices(datab
     await assert_cells_are_those_of_the_history(database, METER)
 
 
+async def test_one_device_with_a_long_backlog_marks_itself_and_no_other(database: asyncpg.Connection) -> None:
+    await roll_up(database)
+    await store(database, METER, "m", series([1.0] * 1100, first=-30_000, every=60))
+    assert await database.fetchval("SELECT count(*) FROM meter_late WHERE meter_id = 'm'") == 1100
+    assert await database.fetchval("SELECT count(*) FROM meter_late WHERE meter_id = ''") == 0
+
+
+async def test_a_rebuild_waits_for_the_hour_that_is_being_rolled_up(
+    pair_of_three_days: asyncpg.Connection,
+) -> None:
+    database = pair_of_three_days
+    await database.execute("UPDATE rollup_state SET rolled_device = 'a'")
+    assert await rebuild(database, METER, "", START, RULES.power_max_kw) is None
+
+
 async def test_a_device_that_was_silent_for_days_counts_what_came_meanwhile(database: asyncpg.Connection) -> None:
     await store(database, METER, "m", [(0, 100.0), (1, 100.5), (5 * 1440, 107.0)])
     await set_energy_mode(database, METER, "m", "register")
@@ -472,9 +521,8 @@ async def test_another_power_is_answered_from_the_history_until_all_is_made_anew
         answer = await performance(database, "v", minute(0), minute(4320), rules)
         assert answer is not None
         assert (answer.ac_kwh, answer.flags.impossible_steps) == (0, 4319)
-        for day in range(3):
-            await rebuild(database, METER, "", START + day * DAY, 5)
-        await set_power(database, METER, 5)
+        assert await restart(database, METER, START, 5)
+        await roll_up(database)
 
 
 async def test_the_power_of_the_first_cells_is_that_of_the_daemon(database: asyncpg.Connection) -> None:
@@ -487,7 +535,7 @@ async def test_one_at_a_time_does_a_step(database: asyncpg.Connection, database_
     other = await asyncpg.connect(database_url)
     await store(database, METER, "m", series([1.0] * 60))
     async with transaction(other):
-        assert await take_turn(other, "rollups")
+        assert await take_turn(other, "rollups of meters")
         assert not await step(database, METER, LATER)
         assert await rebuild(database, METER, "", START, RULES.power_max_kw) is None
     assert await step(database, METER, LATER)

@@ -1,6 +1,6 @@
 """Rows like those of the load by COPY into the same tables, without a broker: what PostgreSQL takes by itself.
 
-The rows are there before the clock runs, in the form that the wire has: a copy costs this process next to nothing.
+The rows are made between the copies, so PostgreSQL waits for them now and then: by itself it would take more.
 Two connections, one for each kind; a transaction is half a batch of the daemon's, as it is there.
 """
 

@@ -60,7 +60,7 @@ the devices are meters, half vehicles. Every device sends once a round, with val
 now, and the order is drawn anew for each round: the rows of a batch are scattered over all devices. *First sight* is
 the rate from the start until each device was seen once and has its live row; the interval that counts begins after it
 and after the warm-up. A checkpoint is asked for when it begins, so its writes, and the whole pages that PostgreSQL
-logs after one, are in the figure.""",
+logs after one, are in the figure. [Rolling up](../rollups.md) is not: no hour ends in these minutes, or hardly any.""",
         (
             STORED,
             Column("slowest 5 s, readings/s", "slowest_5_s_per_s"),
@@ -110,7 +110,7 @@ average half of it is part of each time. `FLUSH_INTERVAL_S` (0.05 s) is how long
         "client",
         """\
 The same load into the same tables with the same durability, measured in the same way and in the same run, at
-{fleet:,} devices; it is at most as many readings ahead. *aiomqtt, a transaction each*: aiomqtt,
+{fleet:,} devices; it is at most as many readings ahead, with 1,000 messages under way. *aiomqtt, a transaction each*: aiomqtt,
 msgspec, asyncpg with prepared statements, uvloop; each reading is an INSERT into the history and an upsert of the
 live state in one transaction, ten at a time on ten connections (`dev/bench/rival_single.py`). *aiomqtt, batches*: the
 same with up to 10,000 readings at once, by `executemany` in one transaction a kind (`dev/bench/rival_batches.py`).
@@ -124,7 +124,7 @@ not given a backlog: behind 100,000 messages aiomqtt's `subscribe` times out."""
         "alone",
         """\
 Each half of the way by itself. *COPY*: rows like these into the same tables, in transactions of 5,000 sorted rows on
-two connections, made in COPY's binary format. *COPY and live state*: with the upsert that the daemon does. *broker*:
+two connections, made between the copies, so PostgreSQL alone would take more. *COPY and live state*: with the upsert that the daemon does. *broker*:
 the load, Mosquitto, and the daemon's subscriber, which neither decodes nor stores and acknowledges at once. All at
 {fleet:,} devices.""",
         (STORED,),

@@ -188,6 +188,7 @@ CREATE TABLE rollup_state (
     kind text PRIMARY KEY,
     closed_through timestamptz NOT NULL DEFAULT '2000-01-01T00:00:00Z',
     rolled_through timestamptz NOT NULL DEFAULT '2000-01-01T00:00:00Z',
+    counted_through timestamptz NOT NULL DEFAULT '2000-01-01T00:00:00Z',
     rolled_device text COLLATE "C" NOT NULL DEFAULT '',
     kept_from timestamptz NOT NULL DEFAULT '2000-01-01T00:00:00Z',
     power_max_kw double precision NOT NULL DEFAULT 500
@@ -196,7 +197,8 @@ CREATE TABLE rollup_state (
 INSERT INTO rollup_state (kind) VALUES ('meter'), ('vehicle');
 
 COMMENT ON TABLE rollup_state IS 'How far the rollups of each kind of device have come';
-COMMENT ON COLUMN rollup_state.rolled_device IS 'Devices up to this one are rolled up through closed_through already';
+COMMENT ON COLUMN rollup_state.counted_through IS 'What counters count is complete before this: an hour later tells what was a glitch';
+COMMENT ON COLUMN rollup_state.rolled_device IS 'Devices up to this one have the hour from rolled_through on already';
 COMMENT ON COLUMN rollup_state.kept_from IS 'The history before this was dropped: what was rolled up of it stays as it is';
 COMMENT ON COLUMN rollup_state.power_max_kw IS 'The POWER_MAX_KW that the cells were made with';
 
@@ -212,13 +214,12 @@ $$;
 
 COMMENT ON FUNCTION closed_through IS 'Before which time a reading stored in this transaction needs a mark in ..._late';
 
--- As ensure_day.
+-- As ensure_day, but without a lock: whoever makes cells has the turn for it.
 CREATE FUNCTION ensure_month(parent text, month date) RETURNS boolean LANGUAGE plpgsql AS $$
 DECLARE
     starts date := date_trunc('month', month::timestamp)::date;
     partition text := parent || '_' || to_char(starts, 'YYYYMM');
 BEGIN
-    PERFORM pg_advisory_xact_lock(hashtext('fleetwatt ensure_day'));
     IF EXISTS (
         SELECT FROM pg_inherits
         WHERE inhparent = to_regclass(quote_ident(parent)) AND inhrelid = to_regclass(quote_ident(partition))

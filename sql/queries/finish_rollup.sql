@@ -1,4 +1,4 @@
--- All devices of the kind are rolled up through closed_through.
+-- All devices of the kind are rolled up through $2, and what counters count through $3.
 UPDATE rollup_state
-SET rolled_through = closed_through, rolled_device = ''
+SET rolled_through = $2, counted_through = $3, rolled_device = ''
 WHERE kind = $1;

@@ -2,13 +2,12 @@
 --
 -- $3: the last of these hours. $4, $5: the days of the first and of the last. $6: the least efficiency that is ok. $7, $8:
 -- the kWh AC and the share of the window that a verdict needs. $9: how many of the worst to name. $10, $11: meters and
--- vehicles of which readings came late.
+-- vehicles of which readings came late. $12: whether what counters count is complete.
 --
 -- Rows are of several sorts, told by `part`: the totals of each verdict, the worst vehicles, what unlinked meters counted,
 -- and the vehicles and meters that take a closer look and are in none of the others: their link began or ended in the
 -- window, they have no reading in its first or last hour, or one that came late. Of a meter that never sent anything
--- there is nothing to say. `sql.analytics` has the same rules for
--- one vehicle; a test holds them together.
+-- there is nothing to say. `sql.analytics` has the same rules for one vehicle; a test holds them together.
 WITH
 meter AS MATERIALIZED (
     SELECT
@@ -37,6 +36,7 @@ meter AS MATERIALIZED (
         first.hour = $1
         AND last.hour = $3
         AND first.meter_id <> ALL ($10::text[])
+        AND ($12 OR coalesce(device.energy_mode, 'interval') = 'interval')
 ),
 vehicle AS MATERIALIZED (
     SELECT
@@ -65,6 +65,7 @@ vehicle AS MATERIALIZED (
         first.hour = $1
         AND last.hour = $3
         AND first.vehicle_id <> ALL ($11::text[])
+        AND ($12 OR coalesce(device.energy_mode, 'interval') = 'interval')
 ),
 link AS MATERIALIZED (
     SELECT vehicle_id, meter_id, valid_from <= $1 AND coalesce(valid_to >= $2, true) AS is_whole
