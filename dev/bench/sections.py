@@ -110,13 +110,13 @@ average half of it is part of each time. `FLUSH_INTERVAL_S` (0.05 s) is how long
         "client",
         """\
 The same load into the same tables with the same durability, measured in the same way and in the same run, at
-{fleet:,} devices; it is at most as many readings ahead, with 1,000 messages under way. *aiomqtt, a transaction each*: aiomqtt,
-msgspec, asyncpg with prepared statements, uvloop; each reading is an INSERT into the history and an upsert of the
-live state in one transaction, ten at a time on ten connections (`dev/bench/rival_single.py`). *aiomqtt, batches*: the
-same with up to 10,000 readings at once, by `executemany` in one transaction a kind (`dev/bench/rival_batches.py`).
-Both do less than fleetwatt: aiomqtt acknowledges a message when it comes in and not after the commit, so what they
-hold in memory is lost when they are killed; and nothing is checked, kept where it is refused, or spooled. They are
-not given a backlog: behind 100,000 messages aiomqtt's `subscribe` times out.""",
+{fleet:,} devices; it is at most as many readings ahead, with 1,000 messages under way. *aiomqtt, a transaction each*:
+aiomqtt, msgspec, asyncpg with prepared statements, uvloop; each reading is an INSERT into the history and an upsert
+of the live state in one transaction, ten at a time on ten connections (`dev/bench/rival_single.py`). *aiomqtt,
+batches*: the same with up to 10,000 readings at once, by `executemany` in one transaction a kind
+(`dev/bench/rival_batches.py`). Both do less than fleetwatt: aiomqtt acknowledges a message when it comes in and not
+after the commit, so what they hold in memory is lost when they are killed; and nothing is checked, kept where it is
+refused, or spooled. They are not given a backlog: behind 100,000 messages aiomqtt's `subscribe` times out.""",
         (STORED, Column("memory of the client, MiB", "resident_mib", 1)),
     ),
     "ceiling": Section(
@@ -124,9 +124,9 @@ not given a backlog: behind 100,000 messages aiomqtt's `subscribe` times out."""
         "alone",
         """\
 Each half of the way by itself. *COPY*: rows like these into the same tables, in transactions of 5,000 sorted rows on
-two connections, made between the copies, so PostgreSQL alone would take more. *COPY and live state*: with the upsert that the daemon does. *broker*:
-the load, Mosquitto, and the daemon's subscriber, which neither decodes nor stores and acknowledges at once. All at
-{fleet:,} devices.""",
+two connections, made between the copies, so PostgreSQL alone would take more. *COPY and live state*: with the upsert
+that the daemon does. *broker*: the load, Mosquitto, and the daemon's subscriber, which neither decodes nor stores and
+acknowledges at once. All at {fleet:,} devices.""",
         (STORED,),
     ),
 }
