@@ -35,7 +35,7 @@ def main() -> int:
             case "history":
                 asyncio.run(history(address("DATABASE_URL", FOLDER), options.vehicles, options.hours))
             case "ask":
-                asyncio.run(ask(address("API_URL", FOLDER), options.vehicles, options.requests, [1, 32]))
+                asyncio.run(ask(address("API_URL", FOLDER), options.vehicles, options.days, options.requests, [1, 32]))
             case "bench":
                 from dev.bench.run import bench  # what draws takes a second to load, for which nobody else should wait
 
@@ -74,6 +74,7 @@ def _parser() -> argparse.ArgumentParser:
     past.add_argument("--hours", type=_count, default=24, help="up to now")
     question = commands.add_parser("ask", help="how long the performance route takes on that history")
     question.add_argument("--vehicles", type=_count, default=10_000, help="as given to `history`")
+    question.add_argument("--days", type=_count, default=1, help="of each vehicle")
     question.add_argument("--requests", type=_count, default=2_000, help="at one client, and at 32")
     measure = commands.add_parser("bench", help="what is stored, how fast, at what cost, and how that compares")
     measure.add_argument("--quick", action="store_true", help="a few minutes, to see that it works")

@@ -1,6 +1,7 @@
 """`python -m dev ask`: how long the sidecar takes for a vehicle and for the fleet, on what `dev history` has written.
 
-No answer comes from the cache: each vehicle is asked for once, and the fleet each time with another number of worst.
+No answer comes from the cache: each window of a vehicle ends a second before the last one did, and the fleet is asked
+each time for another number of worst.
 The time of a request runs from its first byte out to its last byte in, on a connection that is kept.
 """
 
@@ -10,7 +11,7 @@ import random
 import statistics
 import time
 from collections.abc import Iterator
-from datetime import UTC, datetime
+from datetime import UTC, datetime, timedelta
 from urllib.parse import urlsplit
 
 from rich.console import Console
@@ -23,10 +24,9 @@ class AskError(Exception):
     """The sidecar gave another answer than 200."""
 
 
-async def ask(api_url: str, vehicles: int, requests: int, clients: list[int]) -> None:
-    """Measure `requests` requests at each number of clients, and print the table."""
-    order = random.Random(1).sample(range(1, vehicles + 1), vehicles)  # noqa: S311 - repeatable is the point
-    paths = itertools.cycle(f"/v1/analytics/performance/hv-{number:06d}" for number in order)
+async def ask(api_url: str, vehicles: int, days: int, requests: int, clients: list[int]) -> None:
+    """Measure `requests` requests of `days` at each number of clients, and print the table."""
+    paths = _vehicle_paths(vehicles, days * DAY)
     address = urlsplit(api_url)
     table = Table()
     for heading in ("asked for", "clients", "requests/s", "median, ms", "p99, ms", "greatest, ms"):
@@ -38,7 +38,7 @@ async def ask(api_url: str, vehicles: int, requests: int, clients: list[int]) ->
         taken = await asyncio.gather(*(_client(address.hostname or "", address.port or 80, iter(own)) for own in share))
         elapsed_s = time.perf_counter() - started_at_s
         table.add_row(
-            "a vehicle, the last 24 h", *_figures([one_s for own in taken for one_s in own], count, elapsed_s)
+            f"a vehicle, {days * 24:,} h", *_figures([one_s for own in taken for one_s in own], count, elapsed_s)
         )
     for name, window, times in _fleet_windows():
         started_at_s = time.perf_counter()
@@ -48,11 +48,22 @@ async def ask(api_url: str, vehicles: int, requests: int, clients: list[int]) ->
     Console().print(table)
 
 
+def _vehicle_paths(vehicles: int, span: timedelta) -> Iterator[str]:
+    """The vehicles in scattered order, again and again, over the span up to about now."""
+    order = random.Random(1).sample(range(1, vehicles + 1), vehicles)  # noqa: S311 - repeatable is the point
+    now = datetime.now(UTC)
+    for age_s, number in enumerate(itertools.cycle(order)):
+        yield f"/v1/analytics/performance/hv-{number:06d}?{_window(now - timedelta(seconds=age_s), span)}"
+
+
+def _window(end: datetime, span: timedelta) -> str:
+    return f"from={end - span:%Y-%m-%dT%H:%M:%SZ}&to={end:%Y-%m-%dT%H:%M:%SZ}"
+
+
 def _fleet_windows() -> list[tuple[str, str, int]]:
     """What the fleet is asked for: in words, in the query, and how often."""
     end = hour_floor(datetime.now(UTC))
-    window = f"from={end - DAY:%Y-%m-%dT%H:%M:%SZ}&to={end:%Y-%m-%dT%H:%M:%SZ}&"
-    return [("the fleet, 24 full hours", window, 51), ("the fleet, the last 24 h", "", 5)]
+    return [("the fleet, 24 full hours", f"{_window(end, DAY)}&", 51), ("the fleet, the last 24 h", "", 5)]
 
 
 def _figures(taken_s: list[float], clients: int, elapsed_s: float) -> list[str]:

@@ -4,7 +4,9 @@ A cell of an hour knows what its UTC day comes to by its end, so nothing between
 last has to be added up. Whoever needs a closer look is named and left to `sql.analytics`.
 """
 
+import re
 from datetime import datetime
+from functools import cache
 from typing import Literal, TypeAlias
 
 from msgspec import Struct, field
@@ -87,7 +89,7 @@ async def sum_fleet(
     bounds = (start, end, last, day_floor(start), day_floor(last))
     sums = FleetSums()
     limits = (low_efficiency, min_ac_kwh, min_coverage)
-    for row in await connection.fetch(query("sum_fleet"), *bounds, *limits, worst, *late):
+    for row in await connection.fetch(_statement(), *bounds, *limits, worst, *late):
         match row["part"]:
             case "verdict":
                 sums.verdicts[row["status"]] = row["vehicles"]
@@ -105,6 +107,16 @@ async def sum_fleet(
             case "odd meter":
                 sums.odd_meters.append(row["id"])
     return sums
+
+
+@cache
+def _statement() -> str:
+    """`sum_fleet` with `sum_hours` of both kinds in it, which differ in the number of one parameter."""
+    hours = {
+        kind.name: kind.query("sum_hours").replace("$late", late).removesuffix(";\n")
+        for kind, late in ((METER, "$10"), (VEHICLE, "$11"))
+    }
+    return re.sub(r"\{(\w+)_hours\}", lambda found: hours[found[1]], query("sum_fleet"))
 
 
 def _summary(vehicle_id: str, ac_kwh: float, dc_kwh: float, coverage: float, status: Verdict) -> VehicleSummary:
