@@ -4,17 +4,18 @@ Of several daemons each checks the schema for itself. The rest is done by one at
 at it leaves it to that one, without a word.
 """
 
-import asyncio
 from datetime import UTC, date, datetime, timedelta
+from functools import partial
 
 import structlog
 from msgspec import Struct
 
 from daemon.backoff import Backoff
 from daemon.metrics import Metrics
+from daemon.rounds import repeat
 from daemon.settings import DaemonSettings
 from sql import rejections
-from sql.errors import SchemaError, sqlstate
+from sql.errors import SchemaError
 from sql.measure import rollup_state
 from sql.migrate import verify
 from sql.partitions import drop_before, make_days
@@ -59,22 +60,12 @@ class Maintenance:
     async def run(self) -> None:
         """Rounds for ever."""
         backoff = Backoff(FIRST_RETRY_S, LONGEST_RETRY_S)
-        said: str | None = None
-        while True:
-            try:
-                async with lease(self._pool) as connection:
-                    await self._round(connection)
-                await self._purge()
-            except Exception as error:  # whatever a server or a driver in disorder may say
-                text = str(error) or type(error).__name__
-                if text != said:
-                    log.error("maintenance failed, trying again", error=text, sqlstate=sqlstate(error))
-                said = text
-                await asyncio.sleep(backoff.next_s())
-            else:
-                said = None
-                backoff.reset()
-                await asyncio.sleep(INTERVAL_S)
+        await repeat(self._work, INTERVAL_S, backoff, partial(log.error, "maintenance failed, trying again"))
+
+    async def _work(self) -> None:
+        async with lease(self._pool) as connection:
+            await self._round(connection)
+        await self._purge()
 
     async def _round(self, connection: Connection) -> None:
         try:

@@ -7,12 +7,13 @@ fails is tried again later: until then the analytics read the history instead, w
 import asyncio
 import time
 from datetime import datetime
+from functools import partial
 
 import structlog
 
 from daemon.backoff import Backoff
 from daemon.metrics import Metrics
-from sql.errors import sqlstate
+from daemon.rounds import repeat
 from sql.measure import rollup_state
 from sql.pool import Pool, lease
 from sql.rollups import agree_on_power, count_late, lag, step
@@ -38,23 +39,12 @@ class Rollups:
     async def run(self) -> None:
         """Rounds for ever."""
         backoff = Backoff(FIRST_RETRY_S, LONGEST_RETRY_S)
-        said: str | None = None
-        while True:
-            try:
-                await self._agree()
-                await self._round()
-            except Exception as error:  # whatever a server or a driver in disorder may say
-                text = str(error) or type(error).__name__
-                if text != said:
-                    log.error(
-                        "rolling up failed, trying again", kind=self._kind.name, error=text, sqlstate=sqlstate(error)
-                    )
-                said = text
-                await asyncio.sleep(backoff.next_s())
-            else:
-                said = None
-                backoff.reset()
-                await asyncio.sleep(INTERVAL_S)
+        complain = partial(log.error, "rolling up failed, trying again", kind=self._kind.name)
+        await repeat(self._work, INTERVAL_S, backoff, complain)
+
+    async def _work(self) -> None:
+        await self._agree()
+        await self._round()
 
     async def _agree(self) -> None:
         if self._has_agreed:

@@ -174,7 +174,7 @@ async def fleet(connection: Connection, start: datetime, end: datetime, rules: R
 
 
 async def _modes(connection: Connection, kind: Kind) -> _Modes:
-    return dict(await connection.fetch(query(f"list_{kind.name}_modes")))
+    return dict(await connection.fetch(kind.query("list_modes")))
 
 
 async def _modes_of(connection: Connection, kind: Kind, device_ids: Sequence[str]) -> _Modes:

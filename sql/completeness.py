@@ -31,7 +31,6 @@ from msgspec import Struct, field
 
 from sql.devices import get_status, list_readings
 from sql.pool import Connection, transaction
-from sql.queries import query
 from sql.store import Kind
 
 HOUR = timedelta(hours=1)
@@ -151,7 +150,7 @@ async def completeness(
         if status is None:
             return None
         around = await _around(connection, kind, device_id, start, end, now)
-        rows = await connection.fetch(query(f"measure_{kind.name}_hours"), device_id, start, end, NEAR, BLOCK_STEPS)
+        rows = await connection.fetch(kind.query("measure_hours"), device_id, start, end, NEAR, BLOCK_STEPS)
         measured = {row["hour"]: Measured(**row) for row in rows}
         hours = hours_of(start, end)
         cadences = cadences_of(hours, measured, steps_of(around.before))
@@ -163,7 +162,7 @@ async def _around(
     connection: Connection, kind: Kind, device_id: str, start: datetime, end: datetime, now: datetime
 ) -> Around:
     """Mostly a look at the days beside the window; only for a device that was silent then, or is new, at all before."""
-    statement = query(f"find_{kind.name}_times_before")
+    statement = kind.query("find_times_before")
     for earliest in (start - REACH, LONG_AGO):
         if rows := await connection.fetch(statement, device_id, earliest, start, STEPS_BEFORE + 1):
             break
@@ -183,7 +182,7 @@ async def _silences(
     if not cadences:
         return []
     rows = await connection.fetch(
-        query(f"measure_{kind.name}_silences"), device_id, start, end, hours, cadences, GAP_READINGS, GAPS_SHOWN_MAX
+        kind.query("measure_silences"), device_id, start, end, hours, cadences, GAP_READINGS, GAPS_SHOWN_MAX
     )
     return [Silences(**row) for row in rows]
 

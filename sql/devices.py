@@ -92,7 +92,7 @@ async def get_device(connection: Connection, kind: Kind, device_id: str) -> Devi
         id=device_id,
         energy_mode=status.energy_mode,
         suspected_energy_mode=suspect(await _last_values(connection, kind, status), status.energy_mode),
-        first_seen=await connection.fetchval(query(f"find_first_{kind.name}_reading"), device_id),
+        first_seen=await connection.fetchval(kind.query("find_first_reading"), device_id),
         last_seen=status.ts,
     )
 
@@ -108,13 +108,13 @@ async def list_status(
     connection: Connection, kind: Kind, *, after: str | None, limit: int
 ) -> Sequence[MeterStatus | VehicleStatus]:
     """Live state of the devices of a kind in the order of their ids, those behind `after`."""
-    rows = await connection.fetch(query(f"list_{kind.name}_status"), after or "", limit)
+    rows = await connection.fetch(kind.query("list_status"), after or "", limit)
     return [STATUS_TYPES[kind](**row) for row in rows]
 
 
 async def get_status(connection: Connection, kind: Kind, device_id: str) -> MeterStatus | VehicleStatus | None:
     """Live state of one device, or None where it was never seen."""
-    row = await connection.fetchrow(query(f"get_{kind.name}_status"), device_id)
+    row = await connection.fetchrow(kind.query("get_status"), device_id)
     return STATUS_TYPES[kind](**row) if row else None
 
 
@@ -131,7 +131,7 @@ async def list_readings(
     """Readings in [start, end) in the order of time, those behind `after`."""
     if after is not None:
         start = max(start, after + timedelta(microseconds=1))  # times have whole microseconds
-    rows = await connection.fetch(query(f"list_{kind.name}_readings"), device_id, start, end, limit)
+    rows = await connection.fetch(kind.query("list_readings"), device_id, start, end, limit)
     return [HISTORY_TYPES[kind](**row) for row in rows]
 
 
@@ -144,7 +144,7 @@ async def stream_readings(
     """
     async with transaction(connection, readonly=True):
         # Not `connection.cursor`, which gives the statement a name even where none may be left behind.
-        statement = await connection.prepare(query(f"list_{kind.name}_readings"))
+        statement = await connection.prepare(kind.query("list_readings"))
         cursor = await statement.cursor(device_id, start, end, None)
         while rows := await cursor.fetch(CHUNK_READINGS):
             yield [HISTORY_TYPES[kind](**row) for row in rows]
@@ -177,6 +177,6 @@ def _looks_like(values: Sequence[float]) -> EnergyMode | None:
 
 async def _last_values(connection: Connection, kind: Kind, status: Status) -> list[float]:
     rows = await connection.fetch(
-        query(f"find_last_{kind.name}_values"), status.id, status.ts - SUSPECT_FROM, status.ts, SUSPECT_READINGS
+        kind.query("find_last_values"), status.id, status.ts - SUSPECT_FROM, status.ts, SUSPECT_READINGS
     )
     return [row["kwh"] for row in reversed(rows)]

@@ -89,7 +89,7 @@ async def sum_fleet(
     bounds = (start, end, last, day_floor(start), day_floor(last))
     sums = FleetSums()
     limits = (low_efficiency, min_ac_kwh, min_coverage)
-    for row in await connection.fetch(_statement(), *bounds, *limits, worst, *late):
+    for row in await connection.fetch(statement(), *bounds, *limits, worst, *late):
         match row["part"]:
             case "verdict":
                 sums.verdicts[row["status"]] = row["vehicles"]
@@ -110,10 +110,10 @@ async def sum_fleet(
 
 
 @cache
-def _statement() -> str:
+def statement() -> str:
     """`sum_fleet` with `sum_hours` of both kinds in it, which differ in the number of one parameter."""
     hours = {
-        kind.name: kind.query("sum_hours").replace("$late", late).removesuffix(";\n")
+        kind.name: kind.query("sum_hours", late=late).removesuffix(";\n")
         for kind, late in ((METER, "$10"), (VEHICLE, "$11"))
     }
     return re.sub(r"\{(\w+)_hours\}", lambda found: hours[found[1]], query("sum_fleet"))

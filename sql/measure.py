@@ -140,13 +140,10 @@ async def _find(
         run_of = {run.device_id: run for run in runs}
         for row in await measure_history(connection, kind, counters, start, end, power_max_kw, cuts):
             found[run_of[row["id"]].number(row)].append(cell_of(_CELL_DEFAULTS | row))
-    for statement, parts in (
-        (kind.query("find_hour_cells"), plan.hours),
-        (kind.query("find_day_cells"), plan.days),
-    ):
+    for step, parts in (("hour", plan.hours), ("day", plan.days)):
         if parts:
             bounds = (min(part.start for part in parts), max(part.end for part in parts))
-            for row in await connection.fetch(statement, *_columns(parts), *bounds):
+            for row in await connection.fetch(kind.query("find_cells", step=step), *_columns(parts), *bounds):
                 found[parts[row["n"] - 1].number].append(cell_of(row))
     return found
 

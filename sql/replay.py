@@ -28,7 +28,6 @@ from msgspec import Struct, field
 from sql import rejections, store
 from sql.partitions import Days
 from sql.pool import Connection
-from sql.queries import query
 from sql.rejections import Chosen, Kept, Position, Rejection
 from sql.store import Kind, Row
 
@@ -196,9 +195,7 @@ async def _find_taken(connection: Connection, kind: Kind, rows: list[Row]) -> Fa
     """
     times = [row[1] for row in rows]
     asked = [(*row[:-2], _NOBODYS_TIME) for row in rows]
-    found = await connection.fetch(
-        query(f"find_{kind.name}_repeats"), *zip(*asked, strict=True), min(times), max(times)
-    )
+    found = await connection.fetch(kind.query("find_repeats"), *zip(*asked, strict=True), min(times), max(times))
     return {id(rows[taken["n"] - 1]): DUPLICATE if taken["same"] else CONFLICT for taken in found}
 
 

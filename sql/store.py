@@ -17,7 +17,7 @@ which is tried again.)
 """
 
 import re
-from collections.abc import Awaitable, Callable
+from collections.abc import Awaitable, Callable, Sequence
 from datetime import date, datetime
 from functools import cache
 from operator import itemgetter
@@ -71,30 +71,57 @@ class Kind(msgspec.Struct, frozen=True, cache_hash=True):
         return next(column for column in self.columns if column.startswith("kwh"))
 
     @property
+    def values(self) -> tuple[str, ...]:
+        """The history's columns with what the device measured."""
+        return self.columns[2:-1]
+
+    @property
     def gauges(self) -> list[str]:
         """The history's columns whose value is a state at its time, and no energy."""
-        return [column for column in self.columns[2:-1] if column != self.kwh_column]
+        return [column for column in self.values if column != self.kwh_column]
 
-    def query(self, name: str) -> str:
-        """The text of `sql/queries/{name}.sql`, which is written for any kind of device, for this one."""
-        return _query_of(self, name)
+    def query(self, name: str, **more: str) -> str:
+        """The text of `sql/queries/{name}.sql`, which is written for any kind of device, for this one.
+
+        `{word}` stands for the names that the word means, and for those of `more`; `{r.word}` puts `r.` before each.
+        """
+        return _query_of(self, name, **more)
 
 
 @cache
-def _query_of(kind: Kind, name: str) -> str:
-    columns = [(f"{gauge}_{extreme}", extreme, gauge) for gauge in kind.gauges for extreme in ("min", "max", "sum")]
-    words = {
-        "kind": kind.name,
-        "device_id": kind.device_column,
-        "history": kind.history_table,
-        "kwh": kind.kwh_column,
-        "gauges": ", ".join(f"r.{gauge}" for gauge in kind.gauges),
-        "gauge_columns": ", ".join(column for column, _, _ in columns),
-        "gauge_extremes": ", ".join(f"{extreme}({gauge}) AS {column}" for column, extreme, gauge in columns),
-        "gauge_totals": ", ".join(f"{extreme}({column}) AS {column}" for column, extreme, _ in columns),
-        "gauge_merges": ", ".join(f"{extreme}({column})" for column, extreme, _ in columns),
+def _query_of(kind: Kind, name: str, **more: str) -> str:
+    words = _words_of(kind) | {word: [meaning] for word, meaning in more.items()}
+
+    def fill(found: re.Match[str]) -> str:
+        return ", ".join((found[1] or "") + part for part in words[found[2]])
+
+    return re.sub(r"\{(\w+\.)?(\w+)\}", fill, query(name))
+
+
+def _words_of(kind: Kind) -> dict[str, Sequence[str]]:
+    extremes = [(f"{gauge}_{extreme}", extreme, gauge) for gauge in kind.gauges for extreme in ("min", "max", "sum")]
+    return {
+        "kind": [kind.name],
+        "device_id": [kind.device_column],
+        "history": [kind.history_table],
+        "kwh": [kind.kwh_column],
+        "columns": kind.columns,
+        "values": kind.values,
+        "arrays": _parameters(kind, "timestamptz"),
+        "arrays_us": _parameters(kind, "int8"),
+        "bounds": [f"${len(kind.columns) + 1} AND ${len(kind.columns) + 2}"],
+        "gauges": kind.gauges,
+        "gauge_columns": [column for column, _, _ in extremes],
+        "gauge_extremes": [f"{extreme}({gauge}) AS {column}" for column, extreme, gauge in extremes],
+        "gauge_totals": [f"{extreme}({column}) AS {column}" for column, extreme, _ in extremes],
+        "gauge_merges": [f"{extreme}({column})" for column, extreme, _ in extremes],
     }
-    return re.sub(r"\{(\w+)\}", lambda found: words[found[1]], query(name))
+
+
+def _parameters(kind: Kind, time_type: str) -> list[str]:
+    """One array a column of the history, from $1 on."""
+    types = ["text", time_type, *("float8" for _ in kind.values), time_type]
+    return [f"${n}::{type_name}[]" for n, type_name in enumerate(types, start=1)]
 
 
 METER = Kind("meter", ("meter_id", "ts", "kwh_consumed_ac", "voltage", "received_at"))
@@ -183,9 +210,9 @@ async def insert(connection: Connection, kind: Kind, rows: list[Row], days: Days
     arrays = _arrays(kind, rows)
     repeats: dict[int, bool] = {}
     async with transaction(connection, isolation=ISOLATION):
-        if await connection.fetchval(query(f"insert_{kind.name}_readings"), *arrays) < len(rows):
+        if await connection.fetchval(kind.query("insert_readings"), *arrays) < len(rows):
             first, last = _span(rows)
-            found = await connection.fetch(query(f"find_{kind.name}_repeats"), *arrays, first, last)
+            found = await connection.fetch(kind.query("find_repeats"), *arrays, first, last)
             repeats = {repeat["n"] - 1: repeat["same"] for repeat in found}
         if fresh := [row for n, row in enumerate(rows) if n not in repeats]:
             await _upsert_status(connection, kind, columns_of(fresh))
@@ -195,7 +222,7 @@ async def insert(connection: Connection, kind: Kind, rows: list[Row], days: Days
 
 
 async def _upsert_status(connection: Connection, kind: Kind, columns: Columns) -> None:
-    await connection.execute(query(f"upsert_{kind.name}_status"), *newest_of(columns))
+    await connection.execute(kind.query("upsert_status"), *newest_of(columns))
 
 
 async def _mark_late(connection: Connection, kind: Kind, rows: list[Row]) -> None:

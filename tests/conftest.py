@@ -15,6 +15,7 @@ from dev.broker import PrivateBroker
 from dev.postgres import PrivatePostgres
 from sql.migrate import migrate
 from sql.pool import Pool, open_pool
+from tests.certificates import Authority
 
 TEMPLATE = "fleetwatt_template"
 _numbers = itertools.count(1)
@@ -23,10 +24,10 @@ _numbers = itertools.count(1)
 @pytest.fixture(autouse=True)
 def logs_as_before() -> Iterator[None]:
     """A test that configures the logs, as each command line does, leaves nothing of it to the next."""
-    root = logging.getLogger()
-    handlers, level = root.handlers[:], root.level
+    root, uvicorn = logging.getLogger(), logging.getLogger("uvicorn")
+    before = (root.handlers[:], root.level, uvicorn.level)
     yield
-    root.handlers[:], root.level = handlers, level
+    root.handlers[:], root.level, uvicorn.level = before
     structlog.reset_defaults()
 
 
@@ -68,6 +69,34 @@ async def database(database_url: str) -> AsyncIterator[asyncpg.Connection]:
     await connection.close(timeout=5)
 
 
+@pytest.fixture(scope="module")
+def shared_url(postgres: PrivatePostgres) -> Iterator[str]:
+    """One for the tests of a file that do not mind what the others store, or empty it: quicker than a new one."""
+    name = f"shared_{next(_numbers)}"
+    postgres.create_database(name, TEMPLATE)
+    yield postgres.url(name)
+    postgres.drop_database(name)
+
+
+@pytest.fixture
+async def shared(shared_url: str) -> AsyncIterator[asyncpg.Connection]:
+    """A connection to that database."""
+    connection = await asyncpg.connect(shared_url)
+    yield connection
+    await connection.close(timeout=5)
+
+
+@pytest.fixture
+def own_postgres() -> Iterator[PrivatePostgres]:
+    """A server that the test may stop, with an empty database `fleetwatt`."""
+    with tempfile.TemporaryDirectory(prefix="fleetwatt-") as folder:
+        server = PrivatePostgres(Path(folder), {"fsync": "off", "shared_buffers": "32MB"})
+        server.start()
+        server.create_database("fleetwatt")
+        yield server
+        server.process.stop()
+
+
 @pytest.fixture
 async def pool(database_url: str) -> AsyncIterator[Pool]:
     """A pool as the daemon has it, on the test's own database."""
@@ -82,3 +111,15 @@ def broker(tmp_path: Path) -> Iterator[PrivateBroker]:
     broker.start()
     yield broker
     broker.process.stop()
+
+
+@pytest.fixture(scope="module")
+def authority(tmp_path_factory: pytest.TempPathFactory) -> Authority:
+    """An authority that both sides know."""
+    return Authority(tmp_path_factory.mktemp("authority"))
+
+
+@pytest.fixture(scope="module")
+def strangers(tmp_path_factory: pytest.TempPathFactory) -> Authority:
+    """An authority that the other side does not know."""
+    return Authority(tmp_path_factory.mktemp("strangers"))

@@ -3,7 +3,7 @@
 import asyncio
 import itertools
 import json
-from collections.abc import AsyncIterator, Iterable, Iterator
+from collections.abc import Iterable, Iterator
 from datetime import datetime, timedelta
 from typing import Any
 
@@ -13,12 +13,10 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from msgspec import Struct, to_builtins
 
-from dev.postgres import PrivatePostgres
 from sql.analytics import Flags, FleetPerformance, Performance, Rules, fleet, performance
 from sql.devices import EnergyMode, set_energy_mode
 from sql.links import pair
 from sql.store import METER, VEHICLE
-from tests.conftest import TEMPLATE
 from tests.history import START, Point, minute, numbers, series, store
 
 RULES = Rules()
@@ -32,24 +30,9 @@ async def measure(
     return answer
 
 
-@pytest.fixture(scope="module")
-def shared_url(postgres: PrivatePostgres) -> Iterator[str]:
-    """One database for the many cases that each have devices of their own."""
-    postgres.create_database("test_analytics", TEMPLATE)
-    yield postgres.url("test_analytics")
-    postgres.drop_database("test_analytics")
-
-
-@pytest.fixture
-async def shared(shared_url: str) -> AsyncIterator[asyncpg.Connection]:
-    connection = await asyncpg.connect(shared_url)
-    yield connection
-    await connection.close(timeout=5)
-
-
 @pytest.fixture
 async def database(shared: asyncpg.Connection) -> asyncpg.Connection:
-    """The same, emptied: quicker than a new one."""
+    """The database of this file, emptied."""
     tables = "device, vehicle_meter_link, meter_status, vehicle_status, meter_reading, vehicle_reading"
     await shared.execute(f"TRUNCATE {tables}")
     return shared

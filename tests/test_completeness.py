@@ -3,7 +3,7 @@
 import itertools
 import json
 import random
-from collections.abc import AsyncIterator, Iterable, Iterator
+from collections.abc import Iterable, Iterator
 from datetime import UTC, datetime, timedelta
 from statistics import median_low
 from typing import Any
@@ -13,13 +13,10 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from dev.postgres import PrivatePostgres
 from sql import completeness as module
 from sql.completeness import GAPS_SHOWN_MAX, Completeness, Gap, Silence, completeness, hours_of
 from sql.partitions import Days
-from sql.queries import query
 from sql.store import METER, VEHICLE, Kind, copy, sort
-from tests.conftest import TEMPLATE
 
 START = datetime(2024, 5, 2, 6, tzinfo=UTC)
 DAY_S = 86400
@@ -72,21 +69,6 @@ def by_hour(answer: Completeness) -> list[tuple[int, int | None]]:
 
 def gaps(answer: Completeness) -> list[tuple[str, str, int]]:
     return [(f"{gap.start:%H:%M}", f"{gap.end:%H:%M}", gap.missing) for gap in answer.gaps]
-
-
-@pytest.fixture(scope="module")
-def shared_url(postgres: PrivatePostgres) -> Iterator[str]:
-    """One database for the many cases that each have a device of their own."""
-    postgres.create_database("test_completeness", TEMPLATE)
-    yield postgres.url("test_completeness")
-    postgres.drop_database("test_completeness")
-
-
-@pytest.fixture
-async def shared(shared_url: str) -> AsyncIterator[asyncpg.Connection]:
-    connection = await asyncpg.connect(shared_url)
-    yield connection
-    await connection.close(timeout=5)
 
 
 # Counted by hand.
@@ -418,7 +400,7 @@ def test_what_is_missing_is_cut_into_parts_and_none_is_lost(length_s: int, caden
 # The plan.
 
 
-@pytest.mark.parametrize("name", ["measure_meter_hours", "measure_meter_silences"])
+@pytest.mark.parametrize("name", ["measure_hours", "measure_silences"])
 async def test_only_the_device_and_the_days_of_the_window_are_read(database: asyncpg.Connection, name: str) -> None:
     await database.execute("SET plan_cache_mode = force_custom_plan")
     days = [START.date() + timedelta(days=n) for n in range(-3, 4)]
@@ -430,7 +412,8 @@ async def test_only_the_device_and_the_days_of_the_window_are_read(database: asy
     )
     await database.execute("ANALYZE meter_reading")
     more = (module.NEAR, module.BLOCK_STEPS) if name.endswith("hours") else ([START], [300.0], 2, 100)
-    plan = json.loads(await database.fetchval(f"EXPLAIN (FORMAT JSON) {query(name)}", "m7", at(0), at(3 * 3600), *more))
+    explain = f"EXPLAIN (FORMAT JSON) {METER.query(name)}"
+    plan = json.loads(await database.fetchval(explain, "m7", at(0), at(3 * 3600), *more))
     found = list(nodes(plan[0]["Plan"]))
     assert {node["Relation Name"] for node in found if "Relation Name" in node} == {f"meter_reading_{START:%Y%m%d}"}
     (condition,) = [node["Index Cond"] for node in found if "Index Cond" in node]

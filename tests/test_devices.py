@@ -1,14 +1,12 @@
 """Devices: energy modes, hints, live state and history."""
 
 import math
-from collections.abc import AsyncIterator, Iterator
 from datetime import UTC, datetime, timedelta
 from itertools import accumulate, cycle, islice
 
 import asyncpg
 import pytest
 
-from dev.postgres import PrivatePostgres
 from sql.devices import (
     CHUNK_READINGS,
     Device,
@@ -27,27 +25,17 @@ from sql.devices import (
 )
 from sql.partitions import Days
 from sql.store import METER, VEHICLE, Kind, Row, copy, sort
-from tests.conftest import TEMPLATE
 
 START = datetime(2024, 5, 1, 22, tzinfo=UTC)
 RECEIVED = datetime(2024, 5, 2, 12, tzinfo=UTC)
 kinds = pytest.mark.parametrize("kind", [METER, VEHICLE], ids=lambda kind: kind.name)
 
 
-@pytest.fixture(scope="module")
-def devices_url(postgres: PrivatePostgres) -> Iterator[str]:
-    """One database for all tests here, which take turns: emptying it is quicker than a new one."""
-    postgres.create_database("test_devices", TEMPLATE)
-    yield postgres.url("test_devices")
-    postgres.drop_database("test_devices")
-
-
 @pytest.fixture
-async def database(devices_url: str) -> AsyncIterator[asyncpg.Connection]:
-    connection = await asyncpg.connect(devices_url)
-    await connection.execute("TRUNCATE device, meter_status, vehicle_status, meter_reading, vehicle_reading")
-    yield connection
-    await connection.close(timeout=5)
+async def database(shared: asyncpg.Connection) -> asyncpg.Connection:
+    """The database of this file, emptied."""
+    await shared.execute("TRUNCATE device, meter_status, vehicle_status, meter_reading, vehicle_reading")
+    return shared
 
 
 def minute(number: int) -> datetime:

@@ -30,6 +30,7 @@ from sql.completeness import completeness
 from sql.devices import EnergyMode, get_device, list_readings, list_status, set_energy_mode, stream_readings
 from sql.distribution import TABLES, Placement, check_cluster, find_places, place
 from sql.errors import DistributionError
+from sql.fleet import statement as sum_fleet
 from sql.links import pair, unpair
 from sql.migrate import migrate
 from sql.partitions import HISTORY_TABLES, Days, drop_before, list_days
@@ -459,10 +460,19 @@ async def ask(connection: Connection) -> dict[str, Any]:
     return answers
 
 
+def texts() -> Iterator[tuple[str, str]]:
+    """Every query for every kind of device, each text once; the fleet's sums as the one statement that they make."""
+    seen = {sum_fleet(): "sum_fleet"}
+    for path in sorted(QUERIES.glob("*.sql")):
+        for kind, width in itertools.product((METER, VEHICLE), ("hour", "day")):
+            if not path.stem.startswith("sum_"):
+                seen.setdefault(kind.query(path.stem, step=width), f"{path.stem} {kind.name} {width}")
+    return ((name, text) for text, name in seen.items())
+
+
 @CITUS
-@pytest.mark.parametrize("path", sorted(QUERIES.glob("*.sql")), ids=lambda path: path.stem)
-async def test_a_query_is_planned_by_shard_and_about_one_device_on_one(spread: Connection, path: Path) -> None:
-    text = METER.query(path.stem)
+@pytest.mark.parametrize("text", [pytest.param(text, id=name) for name, text in texts()])
+async def test_a_query_is_planned_by_shard_and_about_one_device_on_one(spread: Connection, text: str) -> None:
     for devices in ["m1"], ["m1", "m2", "m3"]:
         plan = await explain(spread, text, devices)
         if "_reading" in text and "INSERT INTO" not in text:  # what is inserted from arrays comes from the coordinator

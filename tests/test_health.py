@@ -4,10 +4,8 @@ import asyncio
 import http.client
 import itertools
 import json
-import tempfile
-from collections.abc import AsyncIterator, Iterator
+from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
-from pathlib import Path
 from typing import Any
 from urllib.parse import urlsplit
 
@@ -113,17 +111,6 @@ async def running(
         stop.set()
         async with asyncio.timeout(20):
             await serving
-
-
-@pytest.fixture
-def own_postgres() -> Iterator[PrivatePostgres]:
-    """A server that the test may stop, with an empty database."""
-    with tempfile.TemporaryDirectory(prefix="fleetwatt-") as folder:
-        server = PrivatePostgres(Path(folder), {"fsync": "off", "shared_buffers": "32MB"})
-        server.start()
-        server.create_database("fleetwatt")
-        yield server
-        server.process.stop()
 
 
 @pytest.fixture(autouse=True)

@@ -3,16 +3,13 @@
 import asyncio
 import random
 import time
-from collections.abc import AsyncIterator, Iterator
 from datetime import UTC, datetime, timedelta
 
 import asyncpg
 import pytest
 
-from dev.postgres import PrivatePostgres
 from sql.links import AHEAD_MAX, Link, LinkOverlapError, LinkRangeError, Paired, list_links, pair, unpair
 from sql.pool import Pool, lease, open_pool
-from tests.conftest import TEMPLATE
 
 OVERLAPS = """
 SELECT count(*)
@@ -41,20 +38,11 @@ async def stored(database: asyncpg.Connection) -> list[Link]:
     return await list_links(database, limit=1000)
 
 
-@pytest.fixture(scope="module")
-def links_url(postgres: PrivatePostgres) -> Iterator[str]:
-    """One database for the tests here that take turns: emptying it is quicker than a new one."""
-    postgres.create_database("test_links", TEMPLATE)
-    yield postgres.url("test_links")
-    postgres.drop_database("test_links")
-
-
 @pytest.fixture
-async def database(links_url: str) -> AsyncIterator[asyncpg.Connection]:
-    connection = await asyncpg.connect(links_url)
-    await connection.execute("TRUNCATE vehicle_meter_link")
-    yield connection
-    await connection.close(timeout=5)
+async def database(shared: asyncpg.Connection) -> asyncpg.Connection:
+    """The database of this file, emptied."""
+    await shared.execute("TRUNCATE vehicle_meter_link")
+    return shared
 
 
 async def test_a_link_from_now_on(database: asyncpg.Connection) -> None:

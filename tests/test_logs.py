@@ -4,7 +4,6 @@ import json
 import logging
 import subprocess
 import sys
-from collections.abc import Iterator
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
 from typing import Any, Literal
@@ -15,16 +14,6 @@ import structlog
 from sql import logs
 
 ROOT = Path(__file__).parent.parent
-
-
-@pytest.fixture(autouse=True)
-def logging_restored() -> Iterator[None]:
-    """`configure` is for the whole process; this takes it back."""
-    root, uvicorn = logging.getLogger(), logging.getLogger("uvicorn")
-    before = (root.handlers[:], root.level, uvicorn.level)
-    yield
-    root.handlers[:], root.level, uvicorn.level = before
-    structlog.reset_defaults()
 
 
 def json_lines(capsys: pytest.CaptureFixture[str]) -> list[dict[str, Any]]:

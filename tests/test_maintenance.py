@@ -1,11 +1,9 @@
 """Maintenance: partitions ahead, expired ones dropped, the schema watched, through whatever the database does."""
 
 import asyncio
-import tempfile
-from collections.abc import AsyncIterator, Iterator
+from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 from datetime import UTC, date, datetime, timedelta
-from pathlib import Path
 
 import asyncpg
 import pytest
@@ -30,17 +28,6 @@ def impatient(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(maintenance_module, "INTERVAL_S", 0.05)
     monkeypatch.setattr(maintenance_module, "FIRST_RETRY_S", 0.02)
     monkeypatch.setattr(maintenance_module, "LONGEST_RETRY_S", 0.1)
-
-
-@pytest.fixture
-def own_postgres() -> Iterator[PrivatePostgres]:
-    """A server that the test may stop, with the schema in the database `fleetwatt`."""
-    with tempfile.TemporaryDirectory(prefix="fleetwatt-") as folder:
-        server = PrivatePostgres(Path(folder), {"fsync": "off", "shared_buffers": "32MB"})
-        server.start()
-        server.create_database("fleetwatt")
-        yield server
-        server.process.stop()
 
 
 @asynccontextmanager

@@ -181,17 +181,6 @@ class Device:
 
 
 @pytest.fixture(scope="module")
-def authority(tmp_path_factory: pytest.TempPathFactory) -> Authority:
-    return Authority(tmp_path_factory.mktemp("authority"))
-
-
-@pytest.fixture(scope="module")
-def strangers(tmp_path_factory: pytest.TempPathFactory) -> Authority:
-    """An authority that neither broker nor daemon knows."""
-    return Authority(tmp_path_factory.mktemp("strangers"))
-
-
-@pytest.fixture(scope="module")
 def passwords(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """As docs/broker.md makes them: plain text turned into hashes."""
     path = tmp_path_factory.mktemp("passwords") / "passwords"

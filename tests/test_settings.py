@@ -1,16 +1,14 @@
 """Settings: what is wrong ends the process with exit code 2 and one line that a technician understands."""
 
-import logging
 import os
 import socket
 import subprocess
 import sys
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Mapping
 from pathlib import Path
 
 import msgspec
 import pytest
-import structlog
 
 from daemon.__main__ import main
 from daemon.settings import DaemonSettings
@@ -29,19 +27,7 @@ Run = Callable[[Mapping[str, str]], str]
 
 
 @pytest.fixture
-def logging_restored() -> Iterator[None]:
-    """The command line sets logging up for the whole process; this takes it back."""
-    root, uvicorn = logging.getLogger(), logging.getLogger("uvicorn")
-    before = (root.handlers[:], root.level, uvicorn.level)
-    yield
-    root.handlers[:], root.level, uvicorn.level = before
-    structlog.reset_defaults()
-
-
-@pytest.fixture
-def line_of(
-    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], logging_restored: None
-) -> Callable[..., str]:
+def line_of(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> Callable[..., str]:
     """Run the daemon with an environment and return the one line with which it ends."""
 
     def run(changes: Mapping[str, str | None], command: list[str] | None = None) -> str:

@@ -13,7 +13,6 @@ import pytest
 from sql import columns, store
 from sql.columns import columns_of, newest_of
 from sql.partitions import Days
-from sql.queries import query
 from sql.store import (
     DAYS_MAX,
     METER,
@@ -415,7 +414,7 @@ async def test_repeats_are_found_by_index_and_only_in_the_partitions_of_the_batc
     arguments = [_literal(column) for column in store._arrays(kind, batch)]
     arguments += [f"'{NOON - timedelta(days=2)}'", f"'{NOON - timedelta(days=1)}'"]
     await database.execute(f"SET plan_cache_mode = {plan_cache_mode}")
-    await database.execute(f"PREPARE find AS {query(f'find_{kind.name}_repeats').rstrip().removesuffix(';')}")
+    await database.execute(f"PREPARE find AS {kind.query('find_repeats').rstrip().removesuffix(';')}")
 
     answer = await database.fetchval(f"EXPLAIN (ANALYZE, FORMAT JSON) EXECUTE find ({', '.join(arguments)})")
 

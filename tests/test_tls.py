@@ -26,17 +26,6 @@ from tests.tls_postgres import TlsFront, has_system_postgres, system_postgres
 READING = b'{"kwhConsumedAc":0.25,"voltage":230}'
 
 
-@pytest.fixture(scope="module")
-def authority(tmp_path_factory: pytest.TempPathFactory) -> Authority:
-    return Authority(tmp_path_factory.mktemp("authority"))
-
-
-@pytest.fixture(scope="module")
-def strangers(tmp_path_factory: pytest.TempPathFactory) -> Authority:
-    """An authority that the other side does not know."""
-    return Authority(tmp_path_factory.mktemp("strangers"))
-
-
 @pytest.fixture
 async def front(database_url: str, authority: Authority) -> AsyncIterator[TlsFront]:
     async with TlsFront(database_url, authority) as front:

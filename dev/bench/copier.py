@@ -15,7 +15,6 @@ import numpy as np
 from msgspec import Struct
 
 from dev.bench.worker import Reports, run
-from sql.queries import query
 from sql.store import METER, VEHICLE, Kind
 
 ROWS = 5_000
@@ -115,7 +114,7 @@ async def _copy(options: CopyOptions, rows: Rows, counts: CopyCounts, stop: asyn
                 rows.kind.history_table, source=io.BytesIO(packed), columns=rows.kind.columns, format="binary"
             )
             if options.with_live:
-                await connection.execute(query(f"upsert_{rows.kind.name}_status"), *arrays)
+                await connection.execute(rows.kind.query("upsert_status"), *arrays)
         counts.stored += len(arrays[0])
     await connection.close()
 

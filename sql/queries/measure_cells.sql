@@ -52,7 +52,7 @@ CROSS JOIN LATERAL (
                 r.ts,
                 lag(r.ts) OVER (ORDER BY r.ts) AS previous_ts,
                 r.{kwh} AS kwh,
-                {gauges}
+                {r.gauges}
             FROM {history} AS r
             WHERE
                 r.{device_id} = device.{device_id}

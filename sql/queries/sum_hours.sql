@@ -25,7 +25,7 @@ SELECT
     + least(last.last_cadence_s, last.trail_s) AS covered_s
 FROM {kind}_status AS known
 LEFT JOIN {kind}_hour AS first
-    ON first.{device_id} = known.{device_id} AND first.hour = $1 AND first.{device_id} <> ALL ($late::text[])
+    ON first.{device_id} = known.{device_id} AND first.hour = $1 AND first.{device_id} <> ALL ({late}::text[])
 LEFT JOIN {kind}_hour AS last ON last.{device_id} = known.{device_id} AND last.hour = $3
 LEFT JOIN {kind}_day AS day ON day.{device_id} = known.{device_id} AND day.day = $4 AND $4 < $5
 LEFT JOIN device ON device.kind = '{kind}' AND device.id = known.{device_id};

@@ -1,6 +1,5 @@
 """The sidecar within the test's own loop: its application, on a database of the test's own."""
 
-import itertools
 import json
 from collections.abc import AsyncIterator, Callable, Iterator, Mapping
 from contextlib import asynccontextmanager, contextmanager
@@ -15,14 +14,11 @@ from starlette.testclient import TestClient
 from api.app import build_app
 from api.auth import Role, new_token
 from api.settings import ApiSettings
-from dev.postgres import PrivatePostgres
 from sql.settings import read
-from tests.conftest import TEMPLATE
 
 NOW = datetime.now(UTC).replace(microsecond=0)
 """Near enough to the time of the test."""
 MINUTE = timedelta(minutes=1)
-_numbers = itertools.count(1)
 
 
 def settings(database_url: str, **changes: str) -> ApiSettings:
@@ -42,15 +38,6 @@ def client(database_url: str) -> Iterator[TestClient]:
     """A client of a sidecar without tokens and without a cache that keeps anything."""
     with client_of(build_app(settings(database_url, ANALYTICS_CACHE_TTL_S="0"))) as client:
         yield client
-
-
-@pytest.fixture(scope="module")
-def shared_url(postgres: PrivatePostgres) -> Iterator[str]:
-    """One database for all tests of a file that do not mind what the others store."""
-    name = f"shared_{next(_numbers)}"
-    postgres.create_database(name, TEMPLATE)
-    yield postgres.url(name)
-    postgres.drop_database(name)
 
 
 @pytest.fixture(scope="module")

@@ -1,4 +1,4 @@
--- How often a meter sent, by UTC hour: its readings in [$2, $3) and the steps between them, in seconds.
+-- How often a device sent, by UTC hour: its readings in [$2, $3) and the steps between them, in seconds.
 --
 -- A step belongs to the hour in which it ends. $4: the share of the median within which a step is near it. $5: how many
 -- of an hour's steps are shown, the first ones. All times are parameters, so that the planner leaves out the other days'
@@ -11,8 +11,8 @@ reading AS MATERIALIZED (
             ts,
             date_bin('1 hour', ts, '2000-01-01T00:00:00Z') AS hour,
             date_part('epoch', ts - lag(ts) OVER (ORDER BY ts)) AS step_s
-        FROM meter_reading
-        WHERE meter_id = $1 AND ts >= $2 AND ts < $3
+        FROM {history}
+        WHERE {device_id} = $1 AND ts >= $2 AND ts < $3
     ) AS stepped
 ),
 usual AS (

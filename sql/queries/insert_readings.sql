@@ -1,8 +1,8 @@
 -- The slow way: store the readings whose key (device, time) is new, leave the others, and return how many were new.
 WITH stored AS (
-    INSERT INTO meter_reading (meter_id, ts, kwh_consumed_ac, voltage, received_at)
+    INSERT INTO {history} ({columns})
     SELECT *
-    FROM unnest($1::text[], $2::timestamptz[], $3::float8[], $4::float8[], $5::timestamptz[])
+    FROM unnest({arrays})
     ON CONFLICT DO NOTHING
     RETURNING 1
 )

@@ -1,14 +1,14 @@
--- The cell of each piece of whole hours that has readings, from the hours in it.
+-- The cell of each piece of whole hours or UTC days that has readings, from the hours or days in it.
 --
 -- $1, $2, $3: pieces, as device, start, end. $4, $5: all of them lie between these times; constants, so that the planner
--- leaves out the other months' partitions.
+-- leaves out the other months' partitions of hours.
 SELECT
     n,
     sum(samples)::integer AS samples,
     min(first_ts) AS first_ts,
     max(last_ts) AS last_ts,
-    (array_agg(first_cadence_s ORDER BY hour))[1] AS first_cadence_s,
-    (array_agg(last_cadence_s ORDER BY hour DESC))[1] AS last_cadence_s,
+    (array_agg(first_cadence_s ORDER BY {step}))[1] AS first_cadence_s,
+    (array_agg(last_cadence_s ORDER BY {step} DESC))[1] AS last_cadence_s,
     -- Of the silence between two cells, what lies within one cadence of a reading.
     sum(covered_s + coalesce(least(date_part('epoch', first_ts - last_ts_before), reach_s_before + first_cadence_s), 0))
         AS covered_s,
@@ -31,9 +31,9 @@ FROM (
         lag(cell.last_ts) OVER by_time AS last_ts_before,
         lag(cell.last_cadence_s) OVER by_time AS reach_s_before
     FROM unnest($1::text[], $2::timestamptz[], $3::timestamptz[]) WITH ORDINALITY AS piece (id, starts, ends, n)
-    JOIN {kind}_hour AS cell
-        ON cell.{device_id} = piece.id AND cell.hour >= piece.starts AND cell.hour < piece.ends
-    WHERE cell.hour >= $4 AND cell.hour < $5
-    WINDOW by_time AS (PARTITION BY cell.{device_id}, piece.n ORDER BY cell.hour)
+    JOIN {kind}_{step} AS cell
+        ON cell.{device_id} = piece.id AND cell.{step} >= piece.starts AND cell.{step} < piece.ends
+    WHERE cell.{step} >= $4 AND cell.{step} < $5
+    WINDOW by_time AS (PARTITION BY cell.{device_id}, piece.n ORDER BY cell.{step})
 ) AS seamed
 GROUP BY {device_id}, n;
