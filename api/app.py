@@ -21,6 +21,7 @@ from api.cache import Cache
 from api.contract import JSON, Call, Operation, Sidecar
 from api.database import open_database
 from api.errors import (
+    CLIENT_GONE,
     ProblemError,
     on_http_exception,
     on_problem,
@@ -32,12 +33,10 @@ from api.metrics import Metrics
 from api.openapi import document
 from api.routes import ALIAS, by_path
 from api.settings import ApiSettings
+from api.web import site
 from daemon.readings import ReceiptClock
 from sql.flood import Flood
 from sql.partitions import Days
-
-CLIENT_GONE = 499
-"""Logged where the client went away before its request had come; nobody receives it."""
 
 Endpoint = Callable[[Request], Awaitable[Response]]
 
@@ -62,10 +61,11 @@ def build_app(settings: ApiSettings) -> Starlette:
                 openapi=msgspec.json.encode(document()),
             )
             metrics.watch(lambda: database.connections, lambda: database.fault is None)
-            yield
+            async with site.open_site(app.state.sidecar) as app.state.site:
+                yield
 
     app = Starlette(
-        routes=_routes(),
+        routes=[*_routes(), *site.routes(lambda: app.state.site)],
         middleware=[Middleware(Access, metrics=metrics, only_this_machine=gate.is_open), *_cors(settings)],
         exception_handlers={HTTPException: on_http_exception, ProblemError: on_problem},
         lifespan=lifespan,

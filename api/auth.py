@@ -99,9 +99,8 @@ class Gate:
         """
         if self._path is None or role is None:
             return None
-        self._refresh(self._path)
         given = _given(request.headers.get("authorization", ""), from_browser)
-        token = self._find(given) if given else None
+        token = self.find(given) if given else None
         if token is None:
             challenge = 'Bearer realm="fleetwatt"' + (', Basic realm="fleetwatt"' if from_browser else "")
             detail = "The token is not known" if given else "Send a token in the header: Authorization: Bearer TOKEN"
@@ -111,9 +110,15 @@ class Gate:
             raise ProblemError(403, detail)
         return token.name
 
-    def _find(self, given: str) -> Token | None:
-        """Compares with every hash in constant time, so that the time taken says nothing about any."""
-        digest, found = _digest(given), None
+    def find(self, given: str) -> Token | None:
+        """What is known of a token, if anything."""
+        return self.known(_digest(given))
+
+    def known(self, digest: bytes) -> Token | None:
+        """The token with this hash; compares with every one in constant time, so that the time says nothing."""
+        if self._path:
+            self._refresh(self._path)
+        found = None
         for token in self._tokens:
             if hmac.compare_digest(token.digest, digest):
                 found = token

@@ -23,6 +23,8 @@ log = structlog.get_logger("fleetwatt.api")
 
 MEDIA_TYPE = "application/problem+json"
 RETRY_AFTER_S = 2
+CLIENT_GONE = 499
+"""Logged where the client went away before its request had come; nobody receives it."""
 
 TITLES: dict[int, tuple[str, str]] = {
     400: ("bad-request", "The request is not sound HTTP"),

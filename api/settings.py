@@ -26,6 +26,10 @@ class ApiSettings(DatabaseSettings, frozen=True, kw_only=True):
     api_body_bytes_max: Annotated[
         int, Meta(ge=1024, le=2**32, description="a whole number of bytes from 1024 to 4294967296")
     ] = 64 * 1024 * 1024
+    daemon_urls: Annotated[
+        str,
+        Meta(description="addresses of daemons with commas between, such as http://127.0.0.1:9108"),
+    ] = "http://127.0.0.1:9108"
     analytics_cache_ttl_s: Annotated[float, Meta(ge=0, le=3600, description="seconds, from 0 to 3600")] = 10
     low_efficiency: Annotated[float, Meta(gt=0, le=1, description="a ratio above 0 and up to 1")] = 0.85
     power_max_kw: Annotated[float, Meta(gt=0, le=100_000, description="kilowatts, above 0 and up to 100000")] = 500
@@ -39,8 +43,12 @@ class ApiSettings(DatabaseSettings, frozen=True, kw_only=True):
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        for origin in self.cors_origins:
-            self._check_origin(origin)
+        if not all(origin == "*" or _is_origin(origin) for origin in self.cors_origins):
+            allowed = allowed_text(type(self), "api_cors_origins")
+            raise SettingsError(f"API_CORS_ORIGINS is {self.api_cors_origins!r}; allowed: {allowed}")
+        if not all(map(_is_origin, self.daemon_url_list)):
+            allowed = allowed_text(type(self), "daemon_urls")
+            raise SettingsError(f"DAEMON_URLS is {self.daemon_urls!r}; allowed: {allowed}")
         if not self.api_tokens_file and not is_loopback(self.api_host):
             raise SettingsError(
                 f"API_HOST is {self.api_host!r} while API_TOKENS_FILE is not set; allowed without tokens: "
@@ -53,6 +61,11 @@ class ApiSettings(DatabaseSettings, frozen=True, kw_only=True):
         return [origin for part in (self.api_cors_origins or "").split(",") if (origin := part.strip())]
 
     @property
+    def daemon_url_list(self) -> list[str]:
+        """Where the daemons' books are; empty where the pages shall not show them."""
+        return [url.rstrip("/") for part in self.daemon_urls.split(",") if (url := part.strip())]
+
+    @property
     def clock_ahead_max(self) -> timedelta:
         """How far in the future a reading's time may be."""
         return timedelta(seconds=self.clock_ahead_max_s)
@@ -62,16 +75,15 @@ class ApiSettings(DatabaseSettings, frozen=True, kw_only=True):
         """How old a reading may be; None: everything since the year 2000."""
         return timedelta(days=self.retention_days) if self.retention_days else None
 
-    def _check_origin(self, origin: str) -> None:
-        try:
-            parts = urlsplit(origin)
-            is_origin = parts.scheme in ("http", "https") and bool(parts.hostname) and parts.port != 0
-            is_origin = is_origin and origin == f"{parts.scheme}://{parts.netloc}" and "@" not in parts.netloc
-        except ValueError:
-            is_origin = False
-        if origin != "*" and not is_origin:
-            allowed = allowed_text(type(self), "api_cors_origins")
-            raise SettingsError(f"API_CORS_ORIGINS is {self.api_cors_origins!r}; allowed: {allowed}")
+
+def _is_origin(text: str) -> bool:
+    """Whether it is a scheme, a host and perhaps a port, and nothing else."""
+    try:
+        parts = urlsplit(text)
+        is_web = parts.scheme in ("http", "https") and bool(parts.hostname) and parts.port != 0
+    except ValueError:
+        return False
+    return is_web and text == f"{parts.scheme}://{parts.netloc}" and "@" not in parts.netloc
 
 
 def is_loopback(host: str) -> bool:

@@ -127,6 +127,7 @@ class Stack:
             "METRICS_PORT": str(self.metrics_port),
             "API_HOST": "127.0.0.1",
             "API_PORT": str(self.api_port),
+            "DAEMON_URLS": self.metrics_url,
         }
         ours = {**self._settings, **places}
         theirs = {name: value for name, value in os.environ.items() if name.removesuffix("_FILE") not in ours}

@@ -1,0 +1,1 @@
+"""The pages: what people look at, made of the same answers as the routes under /v1."""

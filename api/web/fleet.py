@@ -1,0 +1,96 @@
+"""The first page: how much energy is lost and where, and whether readings flow."""
+
+from collections.abc import Mapping
+from typing import Annotated, Literal
+
+from msgspec import Meta, Struct
+from sse_starlette import EventSourceResponse
+from starlette.responses import RedirectResponse, Response
+
+from api.devices import KINDS
+from api.errors import ProblemError, unavailable
+from api.params import DeviceId
+from api.web.live import VIEWERS_MAX
+from api.web.overview import Overview, Watch
+from api.web.pages import Page, Visit, text
+from sql import devices
+from sql.overview import Silent, list_silent
+
+DEVICES = 25
+PARTS = ("lost", "worst", "flow")
+"""The parts of the page that move, each a template of its own, named as its element."""
+STREAM_PING_S = 15
+
+
+class Chosen(Struct, frozen=True):
+    """Which devices the table shows."""
+
+    kind: Annotated[Literal["vehicle", "meter"], Meta(description="vehicle or meter")] = "vehicle"
+    begins: Annotated[str, Meta(pattern=r"^[A-Za-z0-9._:-]{0,64}\Z", description="up to 64 of A-Z a-z 0-9 . _ : -")] = (
+        ""
+    )
+
+
+class Wanted(Struct, frozen=True):
+    """A device to look for."""
+
+    id: DeviceId
+
+
+async def show(visit: Visit) -> Response:
+    """The whole page."""
+    chosen = visit.query(Chosen)
+    overview = await visit.site.watch.overview()
+    return visit.render(
+        "fleet.html", overview=overview, parts=PARTS, devices=await _devices(visit, chosen), chosen=chosen
+    )
+
+
+async def show_devices(visit: Visit) -> Response:
+    """The table of devices alone, for the script that refreshes it."""
+    chosen = visit.query(Chosen)
+    return visit.render("parts/devices.html", devices=await _devices(visit, chosen), chosen=chosen)
+
+
+async def stream(visit: Visit) -> Response:
+    """What moves, as server-sent events."""
+    live = visit.site.live
+    if live.viewers >= VIEWERS_MAX:
+        raise unavailable("Too many viewers are looking; the figures on the page stay as they are")
+    return EventSourceResponse(live.events(), ping=STREAM_PING_S, headers={"Cache-Control": "no-store"})
+
+
+async def find(visit: Visit) -> Response:
+    """To the page of the device with this id, or to those whose ids begin so."""
+    wanted = visit.query(Wanted).id
+    async with visit.sidecar.database.connection() as connection:
+        for kind in KINDS.values():
+            if await devices.get_status(connection, kind, wanted):
+                return RedirectResponse(f"/{kind.name}s/{wanted}", 303)
+        for kind in reversed(KINDS.values()):
+            if await list_silent(connection, kind, wanted, 1):
+                return RedirectResponse(f"/?kind={kind.name}&begins={wanted}#devices", 303)
+    raise ProblemError(404, f"No vehicle and no meter has an id that begins with {wanted}")
+
+
+async def render_parts(watch: Watch) -> Mapping[str, str]:
+    """What moves, as it is now."""
+    overview = await watch.overview()
+    return {part: _part(part, overview) for part in PARTS}
+
+
+def _part(part: str, overview: Overview) -> str:
+    return text(f"parts/{part}.html", overview=overview)
+
+
+async def _devices(visit: Visit, chosen: Chosen) -> list[Silent]:
+    async with visit.sidecar.database.connection() as connection:
+        return await list_silent(connection, KINDS[chosen.kind], chosen.begins, DEVICES)
+
+
+PAGES = (
+    Page(path="/", handler=show),
+    Page(path="/devices", handler=show_devices, is_for_scripts=True),
+    Page(path="/live", handler=stream, is_for_scripts=True),
+    Page(path="/find", handler=find),
+)

@@ -1,0 +1,85 @@
+"""One look a second for however many viewers: what changed is rendered once and sent to all of them.
+
+Rule: nobody looks while nobody views. A look that takes long makes the next one wait, so that looking never takes more
+than a part of the database's time.
+"""
+
+import asyncio
+import time
+from collections.abc import AsyncIterator, Awaitable, Callable, Mapping
+
+import msgspec
+import structlog
+from sse_starlette import ServerSentEvent
+
+log = structlog.get_logger("fleetwatt.api.live")
+
+INTERVAL_S = 1.0
+SHARE_MAX = 0.25
+"""Of the time, that looking may take."""
+VIEWERS_MAX = 1000
+RETRY_MS = 2000
+"""After which a browser whose stream broke comes again."""
+
+
+class Live:
+    """The latest parts of the page, by the id of their element, and who waits for the next ones."""
+
+    def __init__(self, look: Callable[[], Awaitable[Mapping[str, str]]]) -> None:
+        """`look` returns all parts, rendered."""
+        self._look = look
+        self._parts: dict[str, str] = {}
+        self._event: ServerSentEvent | None = None
+        """The last one."""
+        self._events = 0
+        self._came: asyncio.Future[None] | None = None
+        self._someone = asyncio.Event()
+        self.viewers = 0
+
+    async def run(self) -> None:
+        """Look for ever, as long as there are viewers."""
+        loop = asyncio.get_running_loop()
+        self._came = loop.create_future()
+        while True:
+            await self._someone.wait()
+            started_at_s = time.monotonic()
+            self._event = await self._next()
+            self._events += 1
+            came, self._came = self._came, loop.create_future()
+            came.set_result(None)
+            took_s = time.monotonic() - started_at_s
+            await asyncio.sleep(max(INTERVAL_S - took_s, took_s * (1 / SHARE_MAX - 1)))
+
+    async def events(self) -> AsyncIterator[ServerSentEvent]:
+        """What one viewer is sent: everything that is known, then what changes; all again to whom one was too fast."""
+        self.viewers += 1
+        self._someone.set()
+        seen = self._events
+        try:
+            if self._parts:
+                yield _event(self._parts)
+            while self._came is not None:
+                if self._events == seen:
+                    await asyncio.shield(self._came)
+                is_next = self._events == seen + 1
+                seen = self._events
+                yield self._event if is_next and self._event else _event(self._parts)
+        finally:
+            self.viewers -= 1
+            if not self.viewers:
+                self._someone.clear()
+                self._parts = {}
+
+    async def _next(self) -> ServerSentEvent:
+        try:
+            parts = dict(await self._look())
+        except Exception as error:  # whatever it is, the viewers are told and the next look may go well
+            log.warning("the live figures cannot be had", error=str(error) or type(error).__name__)
+            return ServerSentEvent(str(error), event="trouble", retry=RETRY_MS)
+        changed = {name: part for name, part in parts.items() if self._parts.get(name) != part}
+        self._parts = parts
+        return _event(changed)
+
+
+def _event(parts: Mapping[str, str]) -> ServerSentEvent:
+    return ServerSentEvent(msgspec.json.encode(parts).decode(), event="parts", retry=RETRY_MS)

@@ -1,0 +1,113 @@
+"""Who looks at the pages: a signed cookie instead of a token that a script could read.
+
+Rule 1: the cookie holds the hash of a token and never the token, and the token is looked up at each request. So a token
+that is revoked ends what was begun with it. The key is made at the start: a restart signs everybody out.
+
+Rule 2: a form is taken only from a page that was made for this visitor. Each page's forms carry a signature of what is
+in the cookie, which no other site can read; and a browser that says that the request comes from elsewhere is believed.
+
+Without tokens the sidecar is reachable by this machine alone, and everybody may do everything, but Rule 2 holds too.
+"""
+
+import hmac
+import secrets
+
+from itsdangerous import BadData, Signer, URLSafeTimedSerializer
+from msgspec import Struct
+from starlette.requests import Request
+from starlette.responses import Response
+
+from api.auth import Gate, Role
+from api.errors import ProblemError
+
+COOKIE = "fleetwatt_session"
+SESSION_S = 12 * 3600
+NOBODY = "everybody on this machine"
+_OTHER_SITE = "The form was not sent from a page of this site, or the page is from before a restart; open it again"
+
+
+class Visitor(Struct, frozen=True):
+    """Who asks for a page, and what the page's forms carry."""
+
+    name: str
+    role: Role | None
+    """None: a stranger, who has not signed in."""
+    session: str
+    """The cookie."""
+    form_key: str
+    is_signed_in: bool
+
+    @property
+    def can_write(self) -> bool:
+        """Whether links may be changed."""
+        return self.may(Role.write)
+
+    @property
+    def is_admin(self) -> bool:
+        """Whether rejections may be replayed."""
+        return self.may(Role.admin)
+
+    def may(self, role: Role) -> bool:
+        """Whether the visitor may do what takes this role."""
+        return self.role is not None and self.role >= role
+
+
+class Visitors:
+    """Knows visitors again."""
+
+    def __init__(self, gate: Gate) -> None:
+        key = secrets.token_bytes(32)
+        self._gate = gate
+        self._sessions = URLSafeTimedSerializer(key, salt="session")
+        self._forms = Signer(key, salt="form")
+
+    def sign_in(self, token: str) -> Visitor | None:
+        """The visitor who has this token, or None where nobody knows it."""
+        known = self._gate.find(token)
+        return self._visitor(known.name, known.role, self._begin(known.digest.hex()), True) if known else None
+
+    def of(self, request: Request) -> Visitor | None:
+        """Who asks; None where they have to sign in first."""
+        cookie = request.cookies.get(COOKIE, "")
+        try:
+            digest, _ = self._sessions.loads(cookie, max_age=SESSION_S)
+        except (BadData, ValueError, TypeError):
+            digest = None
+        if self._gate.is_open:
+            return self._visitor(NOBODY, Role.admin, self._begin("") if digest is None else cookie, False)
+        known = self._gate.known(bytes.fromhex(digest)) if digest else None
+        return self._visitor(known.name, known.role, cookie, True) if known else None
+
+    def stranger(self, request: Request) -> Visitor:
+        """Who has not signed in yet; their forms are held to Rule 2 as well."""
+        cookie = request.cookies.get(COOKIE, "")
+        try:
+            self._sessions.loads(cookie, max_age=SESSION_S)
+        except BadData:
+            cookie = self._begin("")
+        return self._visitor("a stranger", None, cookie, False)
+
+    def check_form(self, visitor: Visitor, request: Request, form_key: str) -> None:
+        """Raises ProblemError 403 for a form that is not from a page that was made for this visitor."""
+        is_elsewhere = request.headers.get("sec-fetch-site", "same-origin") not in ("same-origin", "none")
+        if is_elsewhere or not hmac.compare_digest(visitor.form_key.encode(), form_key.encode()):
+            raise ProblemError(403, _OTHER_SITE)
+
+    def _visitor(self, name: str, role: Role | None, session: str, is_signed_in: bool) -> Visitor:
+        return Visitor(name, role, session, self._forms.get_signature(session).decode(), is_signed_in)
+
+    def _begin(self, digest: str) -> str:
+        return str(self._sessions.dumps([digest, secrets.token_urlsafe(16)]))
+
+
+def remember(response: Response, visitor: Visitor, request: Request) -> None:
+    """Give the cookie, if the browser does not have it yet."""
+    if request.cookies.get(COOKIE) != visitor.session:
+        # Behind a proxy that ends TLS, the browser says so in Origin; it sends that with each form.
+        is_tls = request.headers.get("origin", "").startswith("https://")
+        response.set_cookie(COOKIE, visitor.session, SESSION_S, httponly=True, samesite="lax", secure=is_tls)
+
+
+def forget(response: Response) -> None:
+    """Take the cookie back."""
+    response.delete_cookie(COOKIE, httponly=True, samesite="lax")

@@ -1,0 +1,48 @@
+// The first page moves: parts that the server renders replace what is shown, as server-sent events.
+
+import { localize } from "./page.js";
+
+const TABLE_EVERY_MS = 10_000;
+
+const link = document.getElementById("link");
+
+function replace(element, html) {
+  // A part is a template of ours, in which names of devices are escaped.
+  element.innerHTML = html;
+  localize(element);
+}
+
+function say(text) {
+  link.hidden = !text;
+  link.textContent = text;
+}
+
+function follow() {
+  const events = new EventSource("/live");
+  events.addEventListener("open", () => say(""));
+  events.addEventListener("parts", (event) => {
+    say("");
+    for (const [id, html] of Object.entries(JSON.parse(event.data))) {
+      replace(document.getElementById(id), html);
+    }
+  });
+  events.addEventListener("trouble", (event) => say(`The figures stand still: ${event.data}`));
+  events.addEventListener("error", () => {
+    say("The connection is lost, the figures stand still. Trying again …");
+    if (events.readyState === EventSource.CLOSED) setTimeout(follow, 5000);
+  });
+}
+
+async function refreshTable() {
+  const table = document.getElementById("table");
+  if (document.hidden || table.contains(document.activeElement)) return;
+  try {
+    const answer = await fetch(table.dataset.from);
+    if (answer.ok) replace(table, await answer.text());
+  } catch {
+    // The stream says that the connection is lost.
+  }
+}
+
+follow();
+setInterval(refreshTable, TABLE_EVERY_MS);

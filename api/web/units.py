@@ -1,0 +1,76 @@
+"""Numbers and times as people read them: the unit with each, and only digits that mean something."""
+
+from datetime import UTC, datetime, timedelta
+
+from markupsafe import Markup
+
+NOTHING = "–"
+
+
+def number(value: float | None, digits: int = 0) -> str:
+    """With a thin space between thousands."""
+    return NOTHING if value is None else f"{value:,.{digits}f}".replace(",", "\u202f")
+
+
+def significant(value: float | None) -> str:
+    """About three digits that mean something: 0.042, 4.21, 42.1, 421, 4 210."""
+    if value is None:
+        return NOTHING
+    size = abs(value)
+    digits = 0 if size >= 100 or size == 0 else 1 if size >= 10 else 2 if size >= 1 else 3
+    return number(value, digits)
+
+
+def kwh(value: float | None) -> str:
+    """Energy."""
+    return NOTHING if value is None else f"{significant(value)}\u00a0kWh"
+
+
+def kw(value: float | None) -> str:
+    """Power."""
+    return NOTHING if value is None else f"{significant(value)}\u00a0kW"
+
+
+def percent(value: float | None) -> str:
+    """A ratio in percent, with one digit behind the point."""
+    return NOTHING if value is None else f"{number(100 * value, 1)}\u00a0%"
+
+
+def celsius(value: float | None) -> str:
+    """A temperature."""
+    return NOTHING if value is None else f"{number(value, 1)}\u00a0°C"
+
+
+def volt(value: float | None) -> str:
+    """A voltage."""
+    return NOTHING if value is None else f"{number(value, 1)}\u00a0V"
+
+
+def duration(seconds: float | None) -> str:
+    """How long, in the largest unit that leaves at least one of it: 42 s, 3 min, 5 h, 12 d."""
+    if seconds is None:
+        return NOTHING
+    for size_s, unit in ((86400, "d"), (3600, "h"), (60, "min")):
+        if seconds >= size_s:
+            return f"{int(seconds // size_s)}\u00a0{unit}"
+    return f"{max(0, int(seconds))}\u00a0s"
+
+
+def moment(value: datetime | None) -> Markup:
+    """A time as an element: in UTC as it comes, in the viewer's zone once the script has seen it."""
+    if value is None:
+        return Markup.escape(NOTHING)
+    at = value.astimezone(UTC)
+    return Markup('<time datetime="{}" title="{} UTC">{} UTC</time>').format(
+        at.isoformat().replace("+00:00", "Z"), f"{at:%Y-%m-%d %H:%M:%S}", f"{at:%Y-%m-%d %H:%M}"
+    )
+
+
+def age(value: datetime | None, now: datetime) -> Markup:
+    """How long ago, as an element that the script keeps counting."""
+    if value is None:
+        return Markup.escape(NOTHING)
+    at = value.astimezone(UTC)
+    return Markup('<time datetime="{}" title="{} UTC" data-age>{}</time>').format(
+        at.isoformat().replace("+00:00", "Z"), f"{at:%Y-%m-%d %H:%M:%S}", duration((now - at) / timedelta(seconds=1))
+    )
