@@ -46,7 +46,7 @@ class Assets:
             raise KeyError(name)
         return f"/static/{self.version}/{name}"
 
-    async def serve(self, request: Request) -> Response:
+    def serve(self, request: Request) -> Response:
         """A file; one of another version is not there."""
         request.scope["state"]["route"] = "/static"
         asset = self._assets.get(request.path_params["name"])

@@ -5,6 +5,8 @@ from collections.abc import AsyncIterator, Callable
 from contextlib import asynccontextmanager
 from functools import partial
 
+from starlette.requests import Request
+from starlette.responses import Response
 from starlette.routing import Route
 
 from api.contract import Sidecar
@@ -23,8 +25,11 @@ def routes(site_of: Callable[[], Site]) -> list[Route]:
     by_path: dict[str, dict[str, Page]] = {}
     for page in PAGES:
         by_path.setdefault(page.path, {})[page.method] = page
-    assets = Route("/static/{version}/{name}", lambda request: site_of().assets.serve(request))
-    return [assets, *(route(path, pages, site_of) for path, pages in by_path.items())]
+
+    async def asset(request: Request) -> Response:
+        return site_of().assets.serve(request)
+
+    return [Route("/static/{version}/{name}", asset), *(route(path, pages, site_of) for path, pages in by_path.items())]
 
 
 @asynccontextmanager
