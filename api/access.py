@@ -23,6 +23,8 @@ QUIET_ROUTES = frozenset({"/livez", "/readyz", "/health", "/metrics"})
 """Asked by machines every few seconds: logged at the level debug."""
 LIVENESS = frozenset({"/livez", "/api/livez"})
 """Answered also then: who is busy is alive."""
+STREAMS = frozenset({"/live"})
+"""Answers that go on for as long as somebody looks; they have a bound of their own."""
 HEADERS = {"x-content-type-options": "nosniff", "cache-control": "no-store", "referrer-policy": "no-referrer"}
 """Sent with every answer that does not say otherwise."""
 
@@ -63,14 +65,17 @@ class Access:
         seen = _Seen(send)
         scope.setdefault("state", {})["request_id"] = seen.request_id
         started_at_s = self._clock()
-        self._under_way += 1
-        self._metrics.in_flight.set(self._under_way)
+        weight = int(scope["path"] not in STREAMS)
+        self._count(weight)
         try:
             await self._answer(scope, receive, seen)
         finally:
-            self._under_way -= 1
-            self._metrics.in_flight.set(self._under_way)
+            self._count(-weight)
             self._tell(scope, seen, self._clock() - started_at_s)
+
+    def _count(self, more: int) -> None:
+        self._under_way += more
+        self._metrics.in_flight.set(self._under_way)
 
     async def _answer(self, scope: Scope, receive: Receive, seen: "_Seen") -> None:
         try:

@@ -35,6 +35,12 @@ class Metrics:
         self.in_flight = Gauge(
             "fleetwatt_http_requests_in_flight", "Requests that are being answered", registry=self.registry
         )
+        self.viewers = Gauge(
+            "fleetwatt_http_live_viewers", "Browsers that follow the live figures", registry=self.registry
+        )
+        self.looks = Counter(
+            "fleetwatt_http_live_looks_total", "Looks at the live figures, for all viewers", registry=self.registry
+        )
         self._cache = self._counter("http_cache_total", "Analytics asked for, by what the cache did", "result")
         self._readings = self._counter("http_readings_total", "Readings that came over HTTP", "result")
         self._rejections_not_kept = self._counter(

@@ -18,6 +18,7 @@ from dev.processes import ProcessError
 from dev.replay import ReplayError, replay
 from dev.run import Run
 from dev.stack import address
+from dev.viewers import viewers
 
 FOLDER = Path(".fleetwatt")
 
@@ -34,6 +35,10 @@ def main() -> int:
                 asyncio.run(replay(options.file, FOLDER))
             case "history":
                 asyncio.run(history(address("DATABASE_URL", FOLDER), options.vehicles, options.hours))
+            case "viewers":
+                stack_folder = FOLDER.absolute() / "viewers"
+                sizes = (options.viewers, options.per_s, options.seconds, options.devices)
+                asyncio.run(viewers(stack_folder, *sizes))
             case "ask":
                 asyncio.run(ask(address("API_URL", FOLDER), options.vehicles, options.days, options.requests, [1, 32]))
             case "bench":
@@ -76,6 +81,11 @@ def _parser() -> argparse.ArgumentParser:
     question.add_argument("--vehicles", type=_count, default=10_000, help="as given to `history`")
     question.add_argument("--days", type=_count, default=1, help="of each vehicle")
     question.add_argument("--requests", type=_count, default=2_000, help="at one client, and at 32")
+    audience = commands.add_parser("viewers", help="what it costs that many look at the first page under load")
+    audience.add_argument("--viewers", type=_some, default=300, help="who follow the live figures")
+    audience.add_argument("--per-s", type=_some, default=10_000, help="readings a second")
+    audience.add_argument("--seconds", type=_some, default=20, help="without viewers, and with them")
+    audience.add_argument("--devices", type=_even, default=20_000, help="half meters, half vehicles")
     measure = commands.add_parser("bench", help="what is stored, how fast, at what cost, and how that compares")
     measure.add_argument("--quick", action="store_true", help="a few minutes, to see that it works")
     measure.add_argument(

@@ -12,6 +12,8 @@ import msgspec
 import structlog
 from sse_starlette import ServerSentEvent
 
+from api.metrics import Metrics
+
 log = structlog.get_logger("fleetwatt.api.live")
 
 INTERVAL_S = 1.0
@@ -25,9 +27,10 @@ RETRY_MS = 2000
 class Live:
     """The latest parts of the page, by the id of their element, and who waits for the next ones."""
 
-    def __init__(self, look: Callable[[], Awaitable[Mapping[str, str]]]) -> None:
+    def __init__(self, look: Callable[[], Awaitable[Mapping[str, str]]], metrics: Metrics) -> None:
         """`look` returns all parts, rendered."""
         self._look = look
+        self._metrics = metrics
         self._parts: dict[str, str] = {}
         self._event: ServerSentEvent | None = None
         """The last one."""
@@ -52,7 +55,7 @@ class Live:
 
     async def events(self) -> AsyncIterator[ServerSentEvent]:
         """What one viewer is sent: everything that is known, then what changes; all again to whom one was too fast."""
-        self.viewers += 1
+        self._count(+1)
         self._someone.set()
         seen = self._events
         try:
@@ -65,12 +68,17 @@ class Live:
                 seen = self._events
                 yield self._event if is_next and self._event else _event(self._parts)
         finally:
-            self.viewers -= 1
+            self._count(-1)
             if not self.viewers:
                 self._someone.clear()
                 self._parts = {}
 
+    def _count(self, more: int) -> None:
+        self.viewers += more
+        self._metrics.viewers.set(self.viewers)
+
     async def _next(self) -> ServerSentEvent:
+        self._metrics.looks.inc()
         try:
             parts = dict(await self._look())
         except Exception as error:  # whatever it is, the viewers are told and the next look may go well

@@ -36,7 +36,7 @@ def routes(site_of: Callable[[], Site]) -> list[Route]:
 async def open_site(sidecar: Sidecar) -> AsyncIterator[Site]:
     """What the pages share, with the task that looks at the database for all viewers."""
     watch = Watch(sidecar)
-    live = Live(partial(fleet.render_parts, watch))
+    live = Live(partial(fleet.render_parts, watch), sidecar.metrics)
     watching = asyncio.create_task(live.run(), name="live")
     try:
         yield Site(sidecar, Visitors(sidecar.gate), Assets(), watch, live)

@@ -59,7 +59,7 @@ class Bed(Struct):
 
     def cpu_s(self) -> dict[str, float]:
         """CPU seconds so far, of each process with its children."""
-        return {name: _cpu_of_family_s(psutil.Process(pid)) for name, pid in self.pids.items()}
+        return {name: cpu_of_family_s(psutil.Process(pid)) for name, pid in self.pids.items()}
 
     def resident_mib(self, name: str) -> float:
         """The memory that a process takes."""
@@ -162,7 +162,8 @@ def _clear(folder: Path) -> None:
     shutil.rmtree(folder, ignore_errors=True)
 
 
-def _cpu_of_family_s(process: psutil.Process) -> float:
+def cpu_of_family_s(process: psutil.Process) -> float:
+    """CPU seconds so far, of a process with its children."""
     total = 0.0
     for member in (process, *process.children(recursive=True)):
         times = member.cpu_times()
