@@ -359,8 +359,8 @@ def test_the_spools_volume_is_mounted_where_the_image_has_a_folder_of_the_daemon
 
 def test_the_containers_set_only_known_settings() -> None:
     compose = (ROOT / "docker-compose.yml").read_text()
-    daemon = compose[compose.index("\n  migrate:") : compose.index("\nsecrets:")]
-    given = re.findall(r"^      ([A-Z_]+):", daemon, flags=re.MULTILINE)
+    ours = compose[compose.index("\n  migrate:") : compose.index("\n  grafana:")]
+    given = re.findall(r"^      ([A-Z_]+):", ours, flags=re.MULTILINE)
     known = settings_with_their_defaults()
     assert given
     assert {name for name in given if name not in known and name.removesuffix("_FILE") not in known} == set()
@@ -370,11 +370,35 @@ def test_the_containers_secrets_are_made_by_the_documented_commands() -> None:
     compose, manual = (ROOT / "docker-compose.yml").read_text(), (ROOT / "docs" / "docker.md").read_text()
     files = set(re.findall(r"\./secrets/([a-z_0-9]+)\b", compose)) - {"certs"}
     of_several = {"mqtt_url_2", "mqtt_url_3"}
-    assert files == {"passwords", "postgres_password", "database_url", "mqtt_url", "api_tokens"} | of_several
-    for name in files - of_several:
+    of_grafana = {"grafana_password", "grafana_admin_password"}
+    own = {"passwords", "postgres_password", "database_url", "mqtt_url", "api_tokens"}
+    assert files == own | of_several | of_grafana
+    for name in own:
         assert f"> {name}" in manual
+    for name in of_grafana:
+        assert f"> {name}" in (ROOT / "docs" / "grafana.md").read_text()
     assert "secrets/mqtt_url_$n" in (ROOT / "docs" / "scaling.md").read_text()
     assert "mosquitto/certificates secrets/certs mosquitto" in manual
+
+
+def test_the_container_of_grafana_is_confined_like_the_others_and_reads_what_is_shipped() -> None:
+    compose = (ROOT / "docker-compose.yml").read_text()
+    service = compose[compose.index("\n  grafana:") : compose.index("\nsecrets:")]
+    for line in (
+        "<<: *confined",
+        "profiles: [grafana]",
+        'user: "472:472"',
+        'ports: ["127.0.0.1:3000:3000"]',
+        "secrets: [grafana_password, grafana_admin_password]",
+        "- ./deploy/grafana/provisioning:/etc/grafana/provisioning:ro",
+        "- ./deploy/grafana/dashboards:/etc/grafana/dashboards:ro",
+    ):
+        assert f"    {line}\n" in service
+    assert re.search(r"image: grafana/grafana:\d+\.\d+\.\d+\n", service)
+    assert {"mem_limit", "pids_limit", "healthcheck"} <= set(re.findall(r"^    (\w+):", service, re.MULTILINE))
+    confined = compose[compose.index("x-confined:") : compose.index("x-fleetwatt:")]
+    for line in ("read_only: true", "cap_drop: [ALL]", 'security_opt: ["no-new-privileges:true"]'):
+        assert f"  {line}\n" in confined
 
 
 def test_the_containers_of_several_daemons_do_not_start_without_a_group() -> None:
@@ -422,7 +446,7 @@ def test_the_nodes_of_a_broker_cluster_know_each_other_and_who_may_do_what() -> 
     [[], ["docker-compose.citus.yml"], ["docker-compose.emqx.yml"]],
     ids=["one server", "database cluster", "broker cluster"],
 )
-@pytest.mark.parametrize("profile", ["", "many"])
+@pytest.mark.parametrize("profile", ["", "many", "grafana"])
 def test_docker_understands_the_compose_files(profile: str, override: list[str]) -> None:
     # No package that `make` installs brings Docker. The file's meaning is tested above without it.
     plugin = ["docker", "compose", "version"]
