@@ -211,7 +211,8 @@ class Run:
 
     def _introduce(self, stack: Stack, env_file: Path) -> None:
         say, examples = self._say, self._examples()
-        say(f"ready: {stack.api_url}/docs")
+        say(f"ready: look at {stack.api_url}")
+        say(f"  {'the HTTP API':<18} {stack.api_url}/docs")
         for name, vehicle_id in examples.items():
             say(f"  {name:<18} curl {stack.api_url}/v1/analytics/performance/{vehicle_id}")
         if examples:

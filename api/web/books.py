@@ -8,9 +8,32 @@ from collections.abc import Sequence
 import msgspec
 from msgspec import Struct
 
-from daemon.status import Status
-
 TIMEOUT_S = 2.0
+
+
+class _Readings(Struct, rename="camel"):
+    received: int
+    spooled: int
+    in_flight: int
+    unaccounted: int
+    rejected_by_reason: dict[str, int]
+
+
+class _Rates(Struct):
+    received: float
+
+
+class _Lag(Struct):
+    p99: float
+
+
+class Status(Struct, rename="camel"):
+    """Of what a daemon tells at `/status`, the parts that are shown."""
+
+    readings: _Readings
+    rates_per_s: _Rates
+    device_to_commit_s: _Lag | None
+    faults: list[str]
 
 
 class Books(Struct, frozen=True):
@@ -39,7 +62,7 @@ async def read_books(urls: Sequence[str]) -> Books:
     rejected: Counter[str] = Counter()
     for status in found:
         rejected.update(status.readings.rejected_by_reason)
-    lags = [status.device_to_commit_s.p99 for status in found if status.device_to_commit_s]
+    lags_s = [status.device_to_commit_s.p99 for status in found if status.device_to_commit_s]
     return Books(
         daemons=len(urls),
         away=[f"{url}: {answer}" for url, answer in zip(urls, answers, strict=True) if isinstance(answer, Exception)],
@@ -48,7 +71,7 @@ async def read_books(urls: Sequence[str]) -> Books:
         spooled=sum(status.readings.spooled for status in found),
         in_flight=sum(status.readings.in_flight for status in found),
         received_per_s=sum(status.rates_per_s.received for status in found),
-        device_to_commit_s=max(lags, default=None),
+        device_to_commit_s=max(lags_s, default=None),
         rejected=dict(rejected),
         faults=[fault for status in found for fault in status.faults],
     )

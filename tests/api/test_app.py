@@ -27,7 +27,7 @@ from sql.migrate import migrate
 from tests.api.conftest import NOW, check_problem, client_of, meter, running, settings
 
 
-@pytest.mark.parametrize("path", ["/", "/v1", "/v1/", "/v1/meters/", "/v2/meters", "/api", "/v1/meters/a/b", "/x%00"])
+@pytest.mark.parametrize("path", ["/x", "/v1", "/v1/", "/v1/meters/", "/v2/meters", "/api", "/v1/meters/a/b", "/x%00"])
 def test_what_is_not_there_is_404(shared: TestClient, path: str) -> None:
     assert "openapi.json" in check_problem(shared.get(path), 404)["detail"]
 

@@ -17,23 +17,26 @@ from api.errors import TITLES
 from api.openapi import document
 from api.postman import collection
 from api.routes import ALIAS, OPERATIONS
+from api.web.site import PAGES
 from tests.api.conftest import settings
 
 ROOT = Path(__file__).parents[2]
 DOCUMENT = json.loads(msgspec.json.encode(document()))
 
 
-def test_every_route_is_in_the_document_and_no_other() -> None:
+def test_every_route_but_the_pages_is_in_the_document_and_no_other() -> None:
     app = build_app(settings("postgresql://nobody@127.0.0.1/none"))
     routes = [route for route in app.routes if isinstance(route, Route)]
     served = {(route.path, method) for route in routes for method in (route.methods or set()) - {"HEAD"}}
+    pages = {(page.path, page.method) for page in PAGES} | {("/static/{version}/{name}", "GET")}
     described = {
         (server["url"].rstrip("/") + path, method.upper())
         for server in DOCUMENT["servers"]
         for path, methods in DOCUMENT["paths"].items()
         for method in methods
     }
-    assert served == described
+    assert served - pages == described
+    assert pages < served
     assert [server["url"] for server in DOCUMENT["servers"]] == ["/", ALIAS]
 
 
