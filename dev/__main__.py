@@ -14,6 +14,7 @@ from dev.faults import faults
 from dev.fuzz import fuzz
 from dev.history import history
 from dev.outage import outage
+from dev.paint import PaintError, paint
 from dev.processes import ProcessError
 from dev.replay import ReplayError, replay
 from dev.run import Run
@@ -41,6 +42,8 @@ def main() -> int:
                 asyncio.run(viewers(stack_folder, *sizes))
             case "ask":
                 asyncio.run(ask(address("API_URL", FOLDER), options.vehicles, options.days, options.requests, [1, 32]))
+            case "paint":
+                asyncio.run(paint(address("API_URL", FOLDER), options.path, options.runs))
             case "bench":
                 from dev.bench.run import bench  # what draws takes a second to load, for which nobody else should wait
 
@@ -53,7 +56,7 @@ def main() -> int:
                 return asyncio.run(faults(FOLDER.absolute() / "faults", options.runs, options.only))
             case "fuzz":
                 return fuzz(FOLDER.absolute() / "fuzz", options.seconds)
-    except (AskError, ProcessError, ReplayError) as error:
+    except (AskError, PaintError, ProcessError, ReplayError) as error:
         print(f"fleetwatt: {error}", file=sys.stderr)
         return 1
     except KeyboardInterrupt:
@@ -86,6 +89,9 @@ def _parser() -> argparse.ArgumentParser:
     audience.add_argument("--per-s", type=_some, default=10_000, help="readings a second")
     audience.add_argument("--seconds", type=_some, default=20, help="without viewers, and with them")
     audience.add_argument("--devices", type=_even, default=20_000, help="half meters, half vehicles")
+    picture = commands.add_parser("paint", help="how long the first page takes in a browser")
+    picture.add_argument("--path", default="/", help="of the page")
+    picture.add_argument("--runs", type=_some, default=9, help="how often, each without and with a cache")
     measure = commands.add_parser("bench", help="what is stored, how fast, at what cost, and how that compares")
     measure.add_argument("--quick", action="store_true", help="a few minutes, to see that it works")
     measure.add_argument(

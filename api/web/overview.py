@@ -4,6 +4,7 @@ Each sort of figure has its own pace. Who was heard from, and the daemons' books
 database longer is looked up again only when it is older than its time.
 """
 
+import asyncio
 import time
 from collections import Counter
 from collections.abc import Awaitable, Callable
@@ -13,6 +14,7 @@ from typing import Generic, TypeVar
 from msgspec import Struct
 
 from api.contract import Sidecar
+from api.database import Database
 from api.web.books import Books, read_books
 from sql.analytics import FleetPerformance, Performance, Rules, fleet, performances
 from sql.fleet import VehicleSummary
@@ -31,8 +33,8 @@ FLEET_EVERY_S = 10.0
 SLOW_EVERY_S = 60.0
 SMALL_FLEET_MAX = 1000
 """Vehicles of which the last 24 hours are read up to now; of more, full hours, which take a hundredth of the time."""
-LAG_MAX = 3 * HOUR
-"""Rollups that are further behind do not say how the fleet is now."""
+LAG_MAX = 2 * DAY
+"""Rollups that are further behind say nothing of how the fleet is now."""
 WORST = 10
 REASONS = 100
 
@@ -47,7 +49,8 @@ class Curve(Struct, frozen=True):
 class Overview(Struct, frozen=True):
     """Everything that the first page shows."""
 
-    fleet: FleetPerformance
+    fleet: FleetPerformance | None
+    """None: a large fleet of which no full hour was rolled up lately."""
     is_up_to_now: bool
     worst: list[Curve]
     hours: list[HourOfFleet]
@@ -59,7 +62,9 @@ class Overview(Struct, frozen=True):
     @property
     def lost_share(self) -> float | None:
         """Of the AC energy, that did not arrive."""
-        return self.fleet.loss_kwh / self.fleet.ac_kwh if self.fleet.loss_kwh is not None else None
+        if self.fleet is None or self.fleet.loss_kwh is None:
+            return None
+        return self.fleet.loss_kwh / self.fleet.ac_kwh
 
     @property
     def reasons(self) -> list[tuple[str, int]]:
@@ -80,16 +85,20 @@ class Overview(Struct, frozen=True):
 class Kept(Generic[T]):
     """What a look-up found, until it is too old."""
 
-    def __init__(self, every_s: float, find: Callable[[Connection], Awaitable[T]]) -> None:
+    def __init__(self, every_s: float, database: Database, find: Callable[[Connection], Awaitable[T]]) -> None:
         self._every_s = every_s
+        self._database = database
         self._find = find
         self._found: tuple[T, float] | None = None
+        self._turn = asyncio.Lock()
 
-    async def get(self, connection: Connection) -> T:
-        """As it is, or looked up anew."""
-        if self._found is None or time.monotonic() >= self._found[1] + self._every_s:
-            self._found = (await self._find(connection), time.monotonic())
-        return self._found[0]
+    async def get(self) -> T:
+        """As it is, or looked up anew; by one at a time, while the others wait for what it finds."""
+        async with self._turn:
+            if self._found is None or time.monotonic() >= self._found[1] + self._every_s:
+                async with self._database.connection() as connection:
+                    self._found = (await self._find(connection), time.monotonic())
+            return self._found[0]
 
     def forget(self) -> None:
         """Look it up anew next time."""
@@ -104,44 +113,55 @@ class Watch:
         self._database = sidecar.database
         self._daemon_urls = settings.daemon_url_list
         self._rules = Rules(low_efficiency=settings.low_efficiency, power_max_kw=settings.power_max_kw)
-        self._fleet = Kept(FLEET_EVERY_S, self._find_fleet)
-        self._worst = Kept(SLOW_EVERY_S, self._find_worst)
-        self._hours = Kept(SLOW_EVERY_S, self._find_hours)
-        self._rejections = Kept(FLEET_EVERY_S, self._find_rejections)
+        self._fleet = Kept(FLEET_EVERY_S, self._database, self._find_fleet)
+        self._worst = Kept(SLOW_EVERY_S, self._database, self._find_worst)
+        self._hours = Kept(SLOW_EVERY_S, self._database, self._find_hours)
+        self._rejections = Kept(FLEET_EVERY_S, self._database, self._find_rejections)
 
     async def overview(self) -> Overview:
         """Everything; raises ProblemError where the database is away."""
-        books = await read_books(self._daemon_urls)
-        async with self._database.connection() as connection:
-            now = datetime.now(UTC)
-            heard = await count_heard(connection, now - HEARD_WITHIN, now - JUST)
-            performance, is_up_to_now = await self._fleet.get(connection)
-            return Overview(
-                fleet=performance,
-                is_up_to_now=is_up_to_now,
-                worst=await self._worst.get(connection),
-                hours=await self._hours.get(connection),
-                heard=heard,
-                books=books,
-                rejections=await self._rejections.get(connection),
-                low_efficiency=self._rules.low_efficiency,
-            )
+        (performance, is_up_to_now), worst, hours, rejections, heard, books = await asyncio.gather(
+            self._fleet.get(),
+            self._worst.get(),
+            self._hours.get(),
+            self._rejections.get(),
+            self._count_heard(),
+            read_books(self._daemon_urls),
+        )
+        return Overview(
+            fleet=performance,
+            is_up_to_now=is_up_to_now,
+            worst=worst,
+            hours=hours,
+            heard=heard,
+            books=books,
+            rejections=rejections,
+            low_efficiency=self._rules.low_efficiency,
+        )
 
     def forget(self) -> None:
         """Links have changed: look at all of it anew."""
         for kept in (self._fleet, self._worst, self._hours, self._rejections):
             kept.forget()
 
-    async def _find_fleet(self, connection: Connection) -> tuple[FleetPerformance, bool]:
+    async def _count_heard(self) -> dict[str, Heard]:
+        async with self._database.connection() as connection:
+            now = datetime.now(UTC)
+            return await count_heard(connection, now - HEARD_WITHIN, now - JUST)
+
+    async def _find_fleet(self, connection: Connection) -> tuple[FleetPerformance | None, bool]:
         now = datetime.now(UTC)
         heard = await count_heard(connection, now, now)
-        rolled_through = await _rolled_through(connection)
-        is_up_to_now = heard[VEHICLE.name].known <= SMALL_FLEET_MAX or rolled_through < now - LAG_MAX
-        end = now if is_up_to_now else min(rolled_through, hour_floor(now))
-        return await fleet(connection, end - DAY, end, self._rules, WORST), is_up_to_now
+        is_small = heard[VEHICLE.name].known <= SMALL_FLEET_MAX
+        end = now if is_small else min(await _rolled_through(connection), hour_floor(now))
+        if end < now - LAG_MAX:
+            return None, is_small
+        return await fleet(connection, end - DAY, end, self._rules, WORST), is_small
 
     async def _find_worst(self, connection: Connection) -> list[Curve]:
-        performance, _ = await self._fleet.get(connection)
+        performance, _ = await self._fleet.get()
+        if performance is None:
+            return []
         end = hour_floor(performance.end)
         windows = [(end - DAY + n * HOUR, end - DAY + (n + 1) * HOUR) for n in range(24)]
         return [
