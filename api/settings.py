@@ -28,7 +28,7 @@ class ApiSettings(DatabaseSettings, frozen=True, kw_only=True):
     ] = 64 * 1024 * 1024
     daemon_urls: Annotated[
         str,
-        Meta(description="addresses of daemons with commas between, such as http://127.0.0.1:9108"),
+        Meta(description="addresses of daemons with commas between, such as http://127.0.0.1:9108, or none"),
     ] = "http://127.0.0.1:9108"
     analytics_cache_ttl_s: Annotated[float, Meta(ge=0, le=3600, description="seconds, from 0 to 3600")] = 10
     low_efficiency: Annotated[float, Meta(gt=0, le=1, description="a ratio above 0 and up to 1")] = 0.85
@@ -63,6 +63,8 @@ class ApiSettings(DatabaseSettings, frozen=True, kw_only=True):
     @property
     def daemon_url_list(self) -> list[str]:
         """Where the daemons' books are; empty where the pages shall not show them."""
+        if self.daemon_urls == "none":
+            return []
         return [url.rstrip("/") for part in self.daemon_urls.split(",") if (url := part.strip())]
 
     @property
