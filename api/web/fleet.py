@@ -57,6 +57,8 @@ async def stream(visit: Visit) -> Response:
     live = visit.site.live
     if live.viewers >= VIEWERS_MAX:
         raise unavailable("Too many viewers are looking; the figures on the page stay as they are")
+    if visit.request.method == "HEAD":  # nobody follows what has no body
+        return Response(media_type="text/event-stream", headers={"Cache-Control": "no-store"})
     return EventSourceResponse(live.events(), ping=STREAM_PING_S, headers={"Cache-Control": "no-store"})
 
 

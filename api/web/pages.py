@@ -39,6 +39,8 @@ SECURITY = {
     "Vary": "Cookie, Accept-Encoding",
 }
 COMPRESS_FROM_BYTES = 1024
+FIELDS_MAX = 50
+"""Of a form."""
 SIGN_IN = "/sign-in"
 
 
@@ -76,7 +78,10 @@ class Visit(Struct, frozen=True):
         """The fields of a form that is from a page of ours, those left empty left out; raises ProblemError."""
         bodies.check_media_type(self.request, (FORM,))
         body = await bodies.whole(self.request)
-        fields = dict(parse_qsl(body.decode("utf-8", "replace"), max_num_fields=50))
+        try:
+            fields = dict(parse_qsl(body.decode("utf-8", "replace"), max_num_fields=FIELDS_MAX))
+        except ValueError:
+            raise ProblemError(422, f"The form has too many fields; allowed: {FIELDS_MAX}") from None
         self.site.visitors.check_form(self.visitor, self.request, fields.pop("form_key", ""))
         return fields
 
