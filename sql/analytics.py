@@ -80,6 +80,11 @@ class Performance(Struct, frozen=True, rename="camel", kw_only=True):
     fleet_ac_kwh: float | None = None
     fleet_dc_kwh: float | None = None
 
+    @property
+    def judged_efficiency(self) -> float | None:
+        """The efficiency where it says something: not of little energy, nor of a few readings."""
+        return self.efficiency if self.status in ("ok", "low_efficiency", "above_unity") else None
+
 
 class FleetPerformance(Struct, frozen=True, rename="camel", kw_only=True):
     """The energy of all vehicles and meters in the window [start, end)."""

@@ -24,6 +24,7 @@ from msgspec.structs import replace
 
 from sql.pool import Connection, transaction
 from sql.queries import query
+from sql.store import Kind
 
 AHEAD_MAX = timedelta(minutes=5)
 """How far a link may lie in the future: clocks differ, but nobody knows now when a link will end."""
@@ -106,6 +107,14 @@ async def list_links(
     rows = await connection.fetch(
         query("list_links"), vehicle_id, meter_id, open_only, at, after_vehicle, after_time, limit
     )
+    return [_link(row) for row in rows]
+
+
+async def links_of(
+    connection: Connection, kind: Kind, device_id: str, start: datetime, end: datetime, limit: int
+) -> list[Link]:
+    """The newest links of a vehicle or a meter that were valid in [start, end), the newest first."""
+    rows = await connection.fetch(kind.query("find_links_of_device"), device_id, start, end, limit)
     return [_link(row) for row in rows]
 
 

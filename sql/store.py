@@ -112,6 +112,8 @@ def _words_of(kind: Kind) -> dict[str, Sequence[str]]:
         "bounds": [f"${len(kind.columns) + 1} AND ${len(kind.columns) + 2}"],
         "gauges": kind.gauges,
         "gauge_columns": [column for column, _, _ in extremes],
+        "gauge_sums": [f"{gauge}_sum" for gauge in kind.gauges],
+        "gauge_means": [f"sum({gauge}_sum) / sum(samples) AS {gauge}" for gauge in kind.gauges],
         "gauge_extremes": [f"{extreme}({gauge}) AS {column}" for column, extreme, gauge in extremes],
         "gauge_totals": [f"{extreme}({column}) AS {column}" for column, extreme, _ in extremes],
         "gauge_merges": [f"{extreme}({column})" for column, extreme, _ in extremes],

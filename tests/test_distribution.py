@@ -33,6 +33,7 @@ from sql.errors import DistributionError
 from sql.fleet import statement as sum_fleet
 from sql.links import pair, unpair
 from sql.migrate import migrate
+from sql.overview import OTHER_ENDS
 from sql.partitions import HISTORY_TABLES, Days, drop_before, list_days
 from sql.pool import Connection, Pool, lease, open_pool
 from sql.queries import FOLDER as QUERIES
@@ -466,7 +467,8 @@ def texts() -> Iterator[tuple[str, str]]:
     for path in sorted(QUERIES.glob("*.sql")):
         for kind, width in itertools.product((METER, VEHICLE), ("hour", "day")):
             if not path.stem.startswith("sum_"):
-                seen.setdefault(kind.query(path.stem, step=width), f"{path.stem} {kind.name} {width}")
+                text = kind.query(path.stem, step=width, other_id=OTHER_ENDS[kind])
+                seen.setdefault(text, f"{path.stem} {kind.name} {width}")
     return ((name, text) for text, name in seen.items())
 
 

@@ -165,7 +165,7 @@ class Watch:
         end = hour_floor(performance.end)
         windows = [(end - DAY + n * HOUR, end - DAY + (n + 1) * HOUR) for n in range(24)]
         return [
-            Curve(one, [_efficiency(hour) for hour in await self._hours_of(connection, one.vehicle_id, windows)])
+            Curve(one, [hour.judged_efficiency for hour in await self._hours_of(connection, one.vehicle_id, windows)])
             for one in performance.worst
         ]
 
@@ -186,8 +186,3 @@ async def _rolled_through(connection: Connection) -> datetime:
     """Before this, both sides are rolled up."""
     states = [await rollup_state(connection, kind) for kind in (METER, VEHICLE)]
     return min(state.counted_through for state in states)
-
-
-def _efficiency(hour: Performance) -> float | None:
-    """What an hour says: an hour with little energy says nothing."""
-    return hour.efficiency if hour.status in ("ok", "low_efficiency", "above_unity") else None

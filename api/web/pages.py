@@ -10,6 +10,7 @@ from datetime import UTC, datetime
 from typing import Any, Literal, TypeVar
 from urllib.parse import parse_qsl, quote
 
+import msgspec
 from jinja2 import Environment, PackageLoader, StrictUndefined
 from msgspec import Struct
 from starlette.requests import ClientDisconnect, Request
@@ -18,7 +19,7 @@ from starlette.routing import Route
 
 from api import bodies, params
 from api.auth import Role
-from api.contract import Sidecar
+from api.contract import JSON, Sidecar
 from api.errors import CLIENT_GONE, TITLES, ProblemError, request_id_of, respond, respond_to_bug
 from api.web import units
 from api.web.assets import Assets
@@ -88,6 +89,10 @@ class Visit(Struct, frozen=True):
     def render(self, template: str, status: int = 200, **words: Any) -> Response:
         """A page."""
         return render(self.site, self.request, self.visitor, template, status, **words)
+
+    def answer(self, found: Struct) -> Response:
+        """JSON for a script of ours."""
+        return _respond(self.request, 200, msgspec.json.encode(found), JSON)
 
 
 class Page(Struct, frozen=True, kw_only=True):
@@ -164,10 +169,15 @@ def render(
 ) -> Response:
     """A template as an answer."""
     shared = {"asset": site.assets.url, "visitor": visitor, "path": request.url.path, "version": __version__}
-    body, headers = text(template, **shared, **words).encode(), dict(SECURITY)
+    return _respond(request, status, text(template, **shared, **words).encode(), "text/html")
+
+
+def _respond(request: Request, status: int, body: bytes, media_type: str) -> Response:
+    """Compressed where that is worth it and the browser can read it."""
+    headers = dict(SECURITY)
     if len(body) >= COMPRESS_FROM_BYTES and "gzip" in request.headers.get("accept-encoding", ""):
         body, headers = gzip.compress(body, 6), {**headers, "Content-Encoding": "gzip"}
-    return Response(body, status, headers, "text/html")
+    return Response(body, status, headers, media_type)
 
 
 def text(template: str, **words: Any) -> str:
