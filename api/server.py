@@ -40,6 +40,8 @@ class BoundedProtocol(HttpToolsProtocol):
     def __init__(self, *arguments: Any, **named: Any) -> None:
         super().__init__(*arguments, **named)
         self._in_head = True
+        self._heads = 0
+        """That are complete."""
         self._head_bytes = 0
         """Of a head that is not complete, as it came."""
         self._line_bytes = 0
@@ -63,10 +65,10 @@ class BoundedProtocol(HttpToolsProtocol):
 
     def data_received(self, data: bytes) -> None:
         """Bytes came."""
-        was_in_head = self._in_head
+        was_in_head, heads = self._in_head, self._heads
         super().data_received(data)
-        if was_in_head and self._in_head and not self.transport.is_closing():
-            # httptools keeps an unfinished line to itself, so it is counted here.
+        if was_in_head and self._heads == heads and not self.transport.is_closing():
+            # httptools keeps an unfinished line to itself, so it is counted here; all of it is of the one head.
             self._head_bytes += len(data)
             if self._head_bytes > HEAD_BYTES_MAX:
                 self._is_too_large = True
@@ -91,6 +93,7 @@ class BoundedProtocol(HttpToolsProtocol):
     def on_headers_complete(self) -> None:
         """The head is complete: from here on the application's bounds hold."""
         self._in_head = False
+        self._heads += 1
         self._head_bytes = 0
         self._stop_waiting()
         super().on_headers_complete()

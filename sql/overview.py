@@ -16,7 +16,6 @@ class Heard(Struct, frozen=True):
 
     known: int
     heard: int
-    just_heard: int
     last_at: datetime | None
 
 
@@ -39,10 +38,10 @@ class HourOfFleet(Struct, frozen=True):
     dc_kwh: float
 
 
-async def count_heard(connection: Connection, since: datetime, just_since: datetime) -> dict[str, Heard]:
-    """By kind of device, heard since the one time and the other."""
-    rows = await connection.fetch(query("count_heard"), since, just_since)
-    return {row["kind"]: Heard(row["known"], row["heard"], row["just_heard"], row["last_at"]) for row in rows}
+async def count_heard(connection: Connection, since: datetime) -> dict[str, Heard]:
+    """By kind of device."""
+    rows = await connection.fetch(query("count_heard"), since)
+    return {row["kind"]: Heard(row["known"], row["heard"], row["last_at"]) for row in rows}
 
 
 async def list_silent(connection: Connection, kind: Kind, prefix: str, limit: int) -> list[Silent]:
@@ -55,6 +54,6 @@ async def list_silent(connection: Connection, kind: Kind, prefix: str, limit: in
 
 
 async def hours_of_fleet(connection: Connection, start: datetime, end: datetime) -> list[HourOfFleet]:
-    """The hours of [start, end) that are rolled up and in which somebody was linked throughout."""
+    """The rolled-up hours of [start, end) with readings of devices that were linked throughout: full hours of UTC."""
     rows = await connection.fetch(query("sum_hours_of_fleet"), start, end)
     return [HourOfFleet(row["hour"], row["ac_kwh"], row["dc_kwh"]) for row in rows]

@@ -136,6 +136,11 @@ async def insert(connection: Connection, rejections: Sequence[Rejection]) -> Non
     )
 
 
+async def count_by_reason(connection: Connection, since: datetime) -> dict[str, int]:
+    """By reason, the most frequent first."""
+    return dict(await connection.fetch(query("count_by_reason"), since))
+
+
 async def group(connection: Connection, chosen: Chosen, limit: int) -> Groups:
     """The largest groups of what is chosen (`ids` does not count here)."""
     rows = await connection.fetch(

@@ -32,14 +32,14 @@ async def test_devices_are_counted_by_when_they_were_heard_from(database: asyncp
     await report(database, "v1", "m1", 0.1, 0.09)
     await store(database, METER, "m2", [(0, 1.0)])
     received_at = await database.fetchval("SELECT received_at FROM meter_status WHERE meter_id = 'm2'")
-    heard = await count_heard(database, received_at, received_at + timedelta(days=1))
-    assert (heard["meter"].known, heard["meter"].heard, heard["meter"].just_heard) == (2, 1, 0)
+    heard = await count_heard(database, received_at)
+    assert (heard["meter"].known, heard["meter"].heard) == (2, 1)
     assert (heard["vehicle"].known, heard["vehicle"].heard) == (1, 0)
     assert heard["meter"].last_at == received_at
 
 
 async def test_nobody_was_heard_from_in_an_empty_database(database: asyncpg.Connection) -> None:
-    heard = await count_heard(database, START, START)
+    heard = await count_heard(database, START)
     assert (heard["meter"].known, heard["meter"].last_at) == (0, None)
     assert await hours_of_fleet(database, START, LATER) == []
 
@@ -87,6 +87,17 @@ async def test_an_hour_counts_for_the_fleet_only_where_the_link_was_valid_throug
     await roll_up(database)
     hours = await hours_of_fleet(database, START, START + 3 * HOUR)
     assert [hour.hour for hour in hours] == [START + HOUR]
+
+
+async def test_an_hour_in_which_the_vehicle_was_silent_counts_what_its_meter_counted(
+    database: asyncpg.Connection,
+) -> None:
+    await store(database, METER, "m1", series([0.1] * 120))
+    await store(database, VEHICLE, "v1", series([0.09] * 60))
+    await pair(database, "v1", "m1", START - HOUR, None)
+    await roll_up(database)
+    hours = await hours_of_fleet(database, START, START + 2 * HOUR)
+    assert [(hour.ac_kwh, hour.dc_kwh) for hour in hours] == [pytest.approx((6.0, 5.4)), pytest.approx((6.0, 0.0))]
 
 
 async def test_the_hours_of_the_fleet_read_each_device_in_its_mode(database: asyncpg.Connection) -> None:

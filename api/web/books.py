@@ -1,14 +1,17 @@
 """The daemons' books, asked for over HTTP: where every reading is. The sidecar itself receives none."""
 
 import asyncio
-import urllib.request
-from collections import Counter
 from collections.abc import Sequence
+from urllib.parse import urlsplit
 
 import msgspec
 from msgspec import Struct
 
-TIMEOUT_S = 2.0
+from api.params import shown
+
+TIMEOUT_S = 1.0
+"""For the whole answer."""
+ANSWER_BYTES_MAX = 256 * 1024
 
 
 class _Readings(Struct, rename="camel"):
@@ -16,7 +19,6 @@ class _Readings(Struct, rename="camel"):
     spooled: int
     in_flight: int
     unaccounted: int
-    rejected_by_reason: dict[str, int]
 
 
 class _Rates(Struct):
@@ -27,7 +29,7 @@ class _Lag(Struct):
     p99: float
 
 
-class Status(Struct, rename="camel"):
+class _Status(Struct, rename="camel"):
     """Of what a daemon tells at `/status`, the parts that are shown."""
 
     readings: _Readings
@@ -50,34 +52,60 @@ class Books(Struct, frozen=True):
     received_per_s: float = 0.0
     device_to_commit_s: float | None = None
     """The 99th percentile of the last minute, of the slowest daemon."""
-    rejected: dict[str, int] = {}
-    """By reason, since the daemons started."""
     faults: list[str] = []
+
+    @property
+    def are_known(self) -> bool:
+        """Whether any daemon answered."""
+        return self.daemons > len(self.away)
 
 
 async def read_books(urls: Sequence[str]) -> Books:
     """Ask each daemon; one that is away is named and not counted."""
-    answers = await asyncio.gather(*(asyncio.to_thread(_ask, url) for url in urls), return_exceptions=True)
-    found = [answer for answer in answers if isinstance(answer, Status)]
-    rejected: Counter[str] = Counter()
-    for status in found:
-        rejected.update(status.readings.rejected_by_reason)
+    answers = await asyncio.gather(*map(_ask, urls))
+    found = [answer for answer in answers if isinstance(answer, _Status)]
     lags_s = [status.device_to_commit_s.p99 for status in found if status.device_to_commit_s]
     return Books(
         daemons=len(urls),
-        away=[f"{url}: {answer}" for url, answer in zip(urls, answers, strict=True) if isinstance(answer, Exception)],
+        away=[answer for answer in answers if isinstance(answer, str)],
         received=sum(status.readings.received for status in found),
         unaccounted=sum(status.readings.unaccounted for status in found),
         spooled=sum(status.readings.spooled for status in found),
         in_flight=sum(status.readings.in_flight for status in found),
         received_per_s=sum(status.rates_per_s.received for status in found),
         device_to_commit_s=max(lags_s, default=None),
-        rejected=dict(rejected),
         faults=[fault for status in found for fault in status.faults],
     )
 
 
-def _ask(url: str) -> Status:
-    request = urllib.request.Request(f"{url}/status", headers={"Accept": "application/json"})  # noqa: S310 - a setting
-    with urllib.request.urlopen(request, timeout=TIMEOUT_S) as answer:  # noqa: S310 - http(s), checked by the settings
-        return msgspec.json.decode(answer.read(), type=Status)
+async def _ask(url: str) -> _Status | str:
+    """What a daemon tells, or why it does not."""
+    try:
+        async with asyncio.timeout(TIMEOUT_S):
+            return msgspec.json.decode(await _get(url), type=_Status)
+    except TimeoutError:
+        return f"{url}: no answer within {TIMEOUT_S:g} s"
+    except (OSError, EOFError, ValueError) as error:  # what is no HTTP and no JSON of ours is a ValueError
+        return f"{url}: {error or type(error).__name__}"
+
+
+async def _get(url: str) -> bytes:
+    """The body of `/status`. HTTP/1.0, so that it comes in one piece and ends with the connection."""
+    address = urlsplit(url)
+    is_tls = address.scheme == "https"
+    port = address.port or (443 if is_tls else 80)
+    reader, writer = await asyncio.open_connection(address.hostname, port, ssl=is_tls or None)
+    try:
+        writer.write(f"GET /status HTTP/1.0\r\nHost: {address.netloc}\r\nAccept: application/json\r\n\r\n".encode())
+        answer = b""
+        while piece := await reader.read(ANSWER_BYTES_MAX):
+            answer += piece
+            if len(answer) > ANSWER_BYTES_MAX:
+                raise ValueError(f"its answer is larger than {ANSWER_BYTES_MAX} bytes")
+    finally:
+        writer.close()
+    head, _, body = answer.partition(b"\r\n\r\n")
+    if head.split(b" ", 2)[1:2] != [b"200"]:
+        status_line = head.splitlines()[0].decode("latin-1") if head else "nothing"
+        raise ValueError(f"it answers {shown(status_line)}")
+    return body

@@ -1,10 +1,10 @@
 """The first page: how much energy is lost and where, and whether readings flow."""
 
-from collections.abc import Mapping
+from collections.abc import AsyncIterator, Mapping
 from typing import Annotated, Literal
 
 from msgspec import Meta, Struct
-from sse_starlette import EventSourceResponse
+from sse_starlette import EventSourceResponse, ServerSentEvent
 from starlette.responses import RedirectResponse, Response
 
 from api.devices import KINDS
@@ -16,7 +16,6 @@ from api.web.pages import Page, Visit, text
 from sql import devices
 from sql.overview import Silent, list_silent
 
-DEVICES = 25
 PARTS = ("lost", "worst", "flow")
 """The parts of the page that move, each a template of its own, named as its element."""
 STREAM_PING_S = 15
@@ -59,7 +58,15 @@ async def stream(visit: Visit) -> Response:
         raise unavailable("Too many viewers are looking; the figures on the page stay as they are")
     if visit.request.method == "HEAD":  # nobody follows what has no body
         return Response(media_type="text/event-stream", headers={"Cache-Control": "no-store"})
-    return EventSourceResponse(live.events(), ping=STREAM_PING_S, headers={"Cache-Control": "no-store"})
+    return EventSourceResponse(_while_admitted(visit), ping=STREAM_PING_S, headers={"Cache-Control": "no-store"})
+
+
+async def _while_admitted(visit: Visit) -> AsyncIterator[ServerSentEvent]:
+    """What the viewer is sent, until the session is over or its token is revoked."""
+    async for event in visit.site.live.events():
+        if visit.site.visitors.of(visit.request) is None:
+            break
+        yield event
 
 
 async def find(visit: Visit) -> Response:
@@ -86,8 +93,7 @@ def _part(part: str, overview: Overview) -> str:
 
 
 async def _devices(visit: Visit, chosen: Chosen) -> list[Silent]:
-    async with visit.sidecar.database.connection() as connection:
-        return await list_silent(connection, KINDS[chosen.kind], chosen.begins, DEVICES)
+    return await visit.site.watch.silent(KINDS[chosen.kind], chosen.begins)
 
 
 PAGES = (

@@ -6,37 +6,39 @@ database longer is looked up again only when it is older than its time.
 
 import asyncio
 import time
-from collections import Counter
 from collections.abc import Awaitable, Callable
 from datetime import UTC, datetime, timedelta
+from functools import partial
 from typing import Generic, TypeVar
 
 from msgspec import Struct
 
 from api.contract import Sidecar
-from api.database import Database
 from api.web.books import Books, read_books
-from sql.analytics import FleetPerformance, Performance, Rules, fleet, performances
+from sql.analytics import FleetPerformance, Rules, fleet, performances
 from sql.fleet import VehicleSummary
 from sql.hours import DAY, HOUR, hour_floor
 from sql.measure import rollup_state
-from sql.overview import Heard, HourOfFleet, count_heard, hours_of_fleet
+from sql.overview import Heard, HourOfFleet, Silent, count_heard, hours_of_fleet, list_silent
 from sql.pool import Connection
-from sql.rejections import Chosen, Groups, group
-from sql.store import METER, VEHICLE
+from sql.rejections import count_by_reason
+from sql.store import METER, VEHICLE, Kind
 
 T = TypeVar("T")
 
 HEARD_WITHIN = timedelta(minutes=5)
-JUST = timedelta(seconds=10)
+INTERVAL_S = 1.0
+"""How old at most is what changes all the time."""
 FLEET_EVERY_S = 10.0
 SLOW_EVERY_S = 60.0
 SMALL_FLEET_MAX = 1000
-"""Vehicles of which the last 24 hours are read up to now; of more, full hours, which take a hundredth of the time."""
+"""Vehicles, or meters, of which the last 24 hours are read up to now. Of more, full hours: much less work."""
 LAG_MAX = 2 * DAY
 """Rollups that are further behind say nothing of how the fleet is now."""
 WORST = 10
-REASONS = 100
+DEVICES = 25
+FAILED_S = 3.0
+"""For so long nobody tries again what has failed."""
 
 
 class Curve(Struct, frozen=True):
@@ -56,7 +58,8 @@ class Overview(Struct, frozen=True):
     hours: list[HourOfFleet]
     heard: dict[str, Heard]
     books: Books
-    rejections: Groups
+    rejected: dict[str, int]
+    """By reason, in the last 24 hours, the most frequent first."""
     low_efficiency: float
 
     @property
@@ -66,43 +69,39 @@ class Overview(Struct, frozen=True):
             return None
         return self.fleet.loss_kwh / self.fleet.ac_kwh
 
-    @property
-    def reasons(self) -> list[tuple[str, int]]:
-        """Why readings were rejected, and how many, the most frequent first."""
-        counts: Counter[str] = Counter()
-        for one in self.rejections.items:
-            counts[one.reason] += one.rejections
-        return counts.most_common()
-
-    @property
-    def readings_per_s(self) -> float:
-        """From the daemons' books; without them, devices heard from in the last seconds."""
-        if self.books.daemons > len(self.books.away):
-            return self.books.received_per_s
-        return sum(kind.just_heard for kind in self.heard.values()) / JUST.total_seconds()
-
 
 class Kept(Generic[T]):
-    """What a look-up found, until it is too old."""
+    """What a look-up found, until it is too old. Whoever asks meanwhile waits for the one look-up under way."""
 
-    def __init__(self, every_s: float, database: Database, find: Callable[[Connection], Awaitable[T]]) -> None:
+    def __init__(self, every_s: float, find: Callable[[], Awaitable[T]]) -> None:
         self._every_s = every_s
-        self._database = database
         self._find = find
-        self._found: tuple[T, float] | None = None
-        self._turn = asyncio.Lock()
+        self._looking: asyncio.Task[T] | None = None
+        self._good_until_s = 0.0
 
     async def get(self) -> T:
-        """As it is, or looked up anew; by one at a time, while the others wait for what it finds."""
-        async with self._turn:
-            if self._found is None or time.monotonic() >= self._found[1] + self._every_s:
-                async with self._database.connection() as connection:
-                    self._found = (await self._find(connection), time.monotonic())
-            return self._found[0]
+        """As it is, or looked up anew. A failure goes to all who wait, and to those who come soon after."""
+        task = self._looking
+        if task is None or (task.done() and time.monotonic() >= self._good_until_s):
+            task = self._looking = asyncio.create_task(self._look(), name="overview")
+            task.add_done_callback(
+                lambda done: done.cancelled() or done.exception()
+            )  # also where nobody waits any more
+        # One of many who wait may go away; the others still want the answer.
+        return await asyncio.shield(task)
 
     def forget(self) -> None:
-        """Look it up anew next time."""
-        self._found = None
+        """Look it up anew next time, also where that is under way: it may have seen what was before."""
+        self._looking = None
+
+    async def _look(self) -> T:
+        try:
+            found = await self._find()
+        except Exception:
+            self._good_until_s = time.monotonic() + FAILED_S
+            raise
+        self._good_until_s = time.monotonic() + self._every_s
+        return found
 
 
 class Watch:
@@ -113,20 +112,23 @@ class Watch:
         self._database = sidecar.database
         self._daemon_urls = settings.daemon_url_list
         self._rules = Rules(low_efficiency=settings.low_efficiency, power_max_kw=settings.power_max_kw)
-        self._fleet = Kept(FLEET_EVERY_S, self._database, self._find_fleet)
-        self._worst = Kept(SLOW_EVERY_S, self._database, self._find_worst)
-        self._hours = Kept(SLOW_EVERY_S, self._database, self._find_hours)
-        self._rejections = Kept(FLEET_EVERY_S, self._database, self._find_rejections)
+        self._heard = Kept(INTERVAL_S, self._count_heard)
+        self._books = Kept(INTERVAL_S, partial(read_books, settings.daemon_url_list))
+        self._silent = {kind: Kept(INTERVAL_S, partial(self._find_silent, kind)) for kind in (METER, VEHICLE)}
+        self._fleet = Kept(FLEET_EVERY_S, self._find_fleet)
+        self._worst = Kept(SLOW_EVERY_S, self._find_worst)
+        self._hours = Kept(SLOW_EVERY_S, self._find_hours)
+        self._rejected = Kept(SLOW_EVERY_S, self._count_rejected)
 
     async def overview(self) -> Overview:
         """Everything; raises ProblemError where the database is away."""
-        (performance, is_up_to_now), worst, hours, rejections, heard, books = await asyncio.gather(
+        (performance, is_up_to_now), worst, hours, rejected, heard, books = await asyncio.gather(
             self._fleet.get(),
             self._worst.get(),
             self._hours.get(),
-            self._rejections.get(),
-            self._count_heard(),
-            read_books(self._daemon_urls),
+            self._rejected.get(),
+            self._heard.get(),
+            self._books.get(),
         )
         return Overview(
             fleet=performance,
@@ -135,51 +137,68 @@ class Watch:
             hours=hours,
             heard=heard,
             books=books,
-            rejections=rejections,
+            rejected=rejected,
             low_efficiency=self._rules.low_efficiency,
         )
 
+    async def silent(self, kind: Kind, prefix: str) -> list[Silent]:
+        """The devices that have been silent for the longest, of those whose ids begin so."""
+        return await self._find_silent(kind, prefix) if prefix else await self._silent[kind].get()
+
     def forget(self) -> None:
-        """Links have changed: look at all of it anew."""
-        for kept in (self._fleet, self._worst, self._hours, self._rejections):
+        """Links have changed: look at what follows from them anew."""
+        for kept in (self._fleet, self._worst, self._hours):
             kept.forget()
+        for silent in self._silent.values():
+            silent.forget()
 
     async def _count_heard(self) -> dict[str, Heard]:
+        now = datetime.now(UTC)
+        async with self._database.connection() as connection:
+            return await count_heard(connection, now - HEARD_WITHIN)
+
+    async def _find_silent(self, kind: Kind, prefix: str = "") -> list[Silent]:
+        async with self._database.connection() as connection:
+            return await list_silent(connection, kind, prefix, DEVICES)
+
+    async def _find_fleet(self) -> tuple[FleetPerformance | None, bool]:
+        is_small = max(kind.known for kind in (await self._heard.get()).values()) <= SMALL_FLEET_MAX
         async with self._database.connection() as connection:
             now = datetime.now(UTC)
-            return await count_heard(connection, now - HEARD_WITHIN, now - JUST)
+            end = now if is_small else min(await _rolled_through(connection), hour_floor(now))
+            if end < now - LAG_MAX:
+                return None, is_small
+            return await fleet(connection, end - DAY, end, self._rules, WORST), is_small
 
-    async def _find_fleet(self, connection: Connection) -> tuple[FleetPerformance | None, bool]:
-        now = datetime.now(UTC)
-        heard = await count_heard(connection, now, now)
-        is_small = heard[VEHICLE.name].known <= SMALL_FLEET_MAX
-        end = now if is_small else min(await _rolled_through(connection), hour_floor(now))
-        if end < now - LAG_MAX:
-            return None, is_small
-        return await fleet(connection, end - DAY, end, self._rules, WORST), is_small
-
-    async def _find_worst(self, connection: Connection) -> list[Curve]:
+    async def _find_worst(self) -> list[Curve]:
         performance, _ = await self._fleet.get()
         if performance is None:
             return []
-        end = hour_floor(performance.end)
-        windows = [(end - DAY + n * HOUR, end - DAY + (n + 1) * HOUR) for n in range(24)]
-        return [
-            Curve(one, [hour.judged_efficiency for hour in await self._hours_of(connection, one.vehicle_id, windows)])
-            for one in performance.worst
-        ]
+        windows = [(hour, hour + HOUR) for hour in _hours_before(hour_floor(performance.end))]
+        curves = []
+        async with self._database.connection() as connection:
+            for one in performance.worst:
+                hours = await performances(connection, one.vehicle_id, windows, self._rules) or []
+                curves.append(Curve(one, [hour.judged_efficiency for hour in hours]))
+        return curves
 
-    async def _hours_of(
-        self, connection: Connection, vehicle_id: str, windows: list[tuple[datetime, datetime]]
-    ) -> list[Performance]:
-        return await performances(connection, vehicle_id, windows, self._rules) or []
+    async def _find_hours(self) -> list[HourOfFleet]:
+        async with self._database.connection() as connection:
+            now = datetime.now(UTC)
+            end = min(await _rolled_through(connection), hour_floor(now))
+            if end < now - LAG_MAX:
+                return []
+            found = {hour.hour: hour for hour in await hours_of_fleet(connection, end - DAY, end)}
+        return [found.get(hour, HourOfFleet(hour, 0.0, 0.0)) for hour in _hours_before(end)] if found else []
 
-    async def _find_hours(self, connection: Connection) -> list[HourOfFleet]:
-        end = min(await _rolled_through(connection), hour_floor(datetime.now(UTC)))
-        return await hours_of_fleet(connection, end - DAY, end)
+    async def _count_rejected(self) -> dict[str, int]:
+        async with self._database.connection() as connection:
+            return await count_by_reason(connection, datetime.now(UTC) - DAY)
 
-    async def _find_rejections(self, connection: Connection) -> Groups:
-        return await group(connection, Chosen(since=datetime.now(UTC) - DAY), REASONS)
+
+def _hours_before(end: datetime) -> list[datetime]:
+    """The 24 hours before a full hour."""
+    return [end - DAY + n * HOUR for n in range(24)]
 
 
 async def _rolled_through(connection: Connection) -> datetime:

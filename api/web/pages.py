@@ -7,6 +7,7 @@ shown as a page too, or as the problem document where a script asked.
 import gzip
 from collections.abc import Awaitable, Callable
 from datetime import UTC, datetime
+from functools import partial
 from typing import Any, Literal, TypeVar
 from urllib.parse import parse_qsl, quote
 
@@ -27,6 +28,7 @@ from api.web.live import Live
 from api.web.overview import Watch
 from api.web.session import Visitor, Visitors, remember
 from sql import __version__
+from sql.hours import HOUR
 
 T = TypeVar("T", bound=Struct)
 
@@ -37,6 +39,8 @@ SECURITY = {
         "base-uri 'none'; form-action 'self'; frame-ancestors 'none'"
     ),
     "Cache-Control": "private, no-cache",
+    # Of another site's pages nothing is told; of ours the browser says in Origin whether it came over TLS.
+    "Referrer-Policy": "same-origin",
     "Vary": "Cookie, Accept-Encoding",
 }
 COMPRESS_FROM_BYTES = 1024
@@ -182,7 +186,7 @@ def _respond(request: Request, status: int, body: bytes, media_type: str) -> Res
 
 def text(template: str, **words: Any) -> str:
     """A template as text."""
-    return _templates.get_template(template).render(now=datetime.now(UTC), **words)
+    return _templates.get_template(template).render(now=datetime.now(UTC), hour_long=HOUR, **words)
 
 
 def _environment() -> Environment:
@@ -204,6 +208,7 @@ def _environment() -> Environment:
         "duration": units.duration,
         "moment": units.moment,
         "age": units.age,
+        "segment": partial(quote, safe=""),
     }
     return environment
 

@@ -9,16 +9,18 @@ NOTHING = "–"
 
 def number(value: float | None, digits: int = 0) -> str:
     """With a thin space between thousands."""
-    return NOTHING if value is None else f"{value:,.{digits}f}".replace(",", "\u202f")
+    # Adding zero takes the sign from what is rounded to nothing.
+    return NOTHING if value is None else f"{round(value, digits) + 0.0:,.{digits}f}".replace(",", "\u202f")
 
 
 def significant(value: float | None) -> str:
     """About three digits that mean something: 0.042, 4.21, 42.1, 421, 4 210."""
     if value is None:
         return NOTHING
-    size = abs(value)
-    digits = 0 if size >= 100 or size == 0 else 1 if size >= 10 else 2 if size >= 1 else 3
-    return number(value, digits)
+    for digits, least in ((0, 100), (1, 10), (2, 1)):
+        if round(abs(value), digits) >= least:
+            return number(value, digits)
+    return number(value, 3) if round(value, 3) else "0"
 
 
 def kwh(value: float | None) -> str:

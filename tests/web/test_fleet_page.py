@@ -124,7 +124,7 @@ async def test_a_daemon_that_is_away_is_named(unused_tcp_port: int) -> None:
 
 def test_a_large_fleet_without_full_hours_says_so(charged: TestClient, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(overview, "SMALL_FLEET_MAX", 1)
-    assert "The first full hour of this fleet is not summed up yet" in text_of(charged.get("/").text)
+    assert "No full hour of the last two days is summed up yet" in text_of(charged.get("/").text)
 
 
 def test_who_has_no_cookie_is_led_to_the_sign_in(

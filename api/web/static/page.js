@@ -1,6 +1,8 @@
 // What every page does: times in the viewer's zone, and ages that go on counting.
 
 const clock = new Intl.DateTimeFormat(undefined, { dateStyle: "short", timeStyle: "short" });
+// Ages are counted by the server's clock, since the viewer's may be wrong.
+const ahead = Date.now() - Date.parse(document.body.dataset.now);
 const UNITS = [[86400, "d"], [3600, "h"], [60, "min"], [1, "s"]];
 
 function age(seconds) {
@@ -17,7 +19,7 @@ export function localize(root) {
 
 function countAges(root) {
   for (const time of root.querySelectorAll("time[data-age]")) {
-    time.textContent = age((Date.now() - Date.parse(time.dateTime)) / 1000);
+    time.textContent = age((Date.now() - ahead - Date.parse(time.dateTime)) / 1000);
   }
 }
 
