@@ -1,18 +1,22 @@
 """Which vehicle charges at which meter, over time."""
 
+from collections.abc import Awaitable, Callable
 from datetime import UTC, datetime, timedelta
-from typing import Annotated, Literal
+from typing import Annotated, Literal, TypeVar
 
 from msgspec import Meta, Struct
+from msgspec.structs import replace
 from starlette.responses import Response
 
 from api.auth import Role
-from api.contract import JSON, Answer, Call, Operation, Page, answer
+from api.contract import JSON, Answer, Call, Operation, Page, Sidecar, answer
 from api.errors import ProblemError, invalid
 from api.params import LIMIT_DEFAULT, Beginning, DeviceId, Instant, Limit, MeterId, NoQuery
 from sql import links
 from sql.links import Link, LinkOverlapError, LinkRangeError, Paired
 from sql.pool import Connection
+
+T = TypeVar("T")
 
 _EPOCH = datetime(1970, 1, 1, tzinfo=UTC)
 
@@ -40,6 +44,17 @@ class Pairing(Struct, frozen=True, rename="camel"):
     """Left out: open."""
 
 
+class Correction(Struct, frozen=True, rename="camel"):
+    """A link of a vehicle as it should have been."""
+
+    corrects: Beginning
+    """The `validFrom` of the link as it is now."""
+    meter_id: MeterId
+    valid_from: Beginning
+    valid_to: Instant | None = None
+    """Left out: open."""
+
+
 class VehiclePath(Struct, frozen=True, rename="camel"):
     """A vehicle in the path."""
 
@@ -63,27 +78,47 @@ class LinkPage(Page[Link], frozen=True):
 
 async def pair(call: Call[NoQuery, NoQuery, Pairing]) -> Response:
     """Pair a vehicle with a meter."""
-    wanted, failed = call.body, None
-    async with call.sidecar.database.connection() as connection:
-        try:
-            paired = await links.pair(
-                connection, wanted.vehicle_id, wanted.meter_id, wanted.valid_from, wanted.valid_to
-            )
-        except (LinkOverlapError, LinkRangeError) as error:  # told outside, since it is no fault of the connection
-            failed = error
-    if isinstance(failed, LinkOverlapError):
-        raise ProblemError(409, f"The link overlaps another: {failed}", link=failed.link)
-    if failed:
-        name = "validTo" if wanted.valid_to else "validFrom"
-        raise invalid("body", name, str(failed))
-    call.sidecar.cache.clear()
-    return answer(paired, 201, {"Location": f"/v1/links/{wanted.vehicle_id}"})
+    paired = await make(call.sidecar, call.body)
+    return answer(paired, 201, {"Location": f"/v1/links/{call.body.vehicle_id}"})
+
+
+async def make(sidecar: Sidecar, wanted: Pairing) -> Paired:
+    """Pair them; raises ProblemError 409 or 422."""
+
+    async def change(connection: Connection) -> Paired:
+        return await links.pair(connection, wanted.vehicle_id, wanted.meter_id, wanted.valid_from, wanted.valid_to)
+
+    return await _change(sidecar, change, wanted.valid_to)
+
+
+async def correct(call: Call[VehiclePath, NoQuery, Correction]) -> Response:
+    """Change the meter, the beginning or the end of a link."""
+    return answer(await mend(call.sidecar, call.path.vehicle_id, call.body))
+
+
+async def mend(sidecar: Sidecar, vehicle_id: str, wanted: Correction) -> Link:
+    """Correct a link; raises ProblemError 404, 409 or 422."""
+
+    async def change(connection: Connection) -> Link | None:
+        link = Link(vehicle_id, wanted.meter_id, wanted.valid_from, wanted.valid_to)
+        return await links.correct(connection, wanted.corrects, link)
+
+    if corrected := await _change(sidecar, change, wanted.valid_to):
+        return corrected
+    async with sidecar.database.connection() as connection:
+        status = 409 if await links.list_links(connection, vehicle_id=vehicle_id, limit=1) else 404
+    begins = wanted.corrects.isoformat()
+    raise ProblemError(status, f"{vehicle_id} has no link that begins at {begins}; {_history(vehicle_id)}")
 
 
 async def list_links(call: Call[NoQuery, LinkFilter, None]) -> Response:
     """List links, with those that have ended."""
-    asked = call.query
-    async with call.sidecar.database.connection() as connection:
+    return answer(await find(call.sidecar, call.query))
+
+
+async def find(sidecar: Sidecar, asked: LinkFilter) -> LinkPage:
+    """A page of links."""
+    async with sidecar.database.connection() as connection:
         found = await links.list_links(
             connection,
             vehicle_id=asked.vehicle_id,
@@ -95,7 +130,7 @@ async def list_links(call: Call[NoQuery, LinkFilter, None]) -> Response:
         )
     more = len(found) > asked.limit
     items = list(found[: asked.limit])
-    return answer(LinkPage(items, _cursor(items[-1]) if more else None))
+    return LinkPage(items, _cursor(items[-1]) if more else None)
 
 
 async def get_link(call: Call[VehiclePath, NoQuery, None]) -> Response:
@@ -111,22 +146,45 @@ async def get_link(call: Call[VehiclePath, NoQuery, None]) -> Response:
 
 async def unpair(call: Call[VehiclePath, NoQuery, None]) -> Response:
     """End the open link of a vehicle now."""
-    vehicle_id = call.path.vehicle_id
-    async with call.sidecar.database.connection() as connection:
-        ended = await links.unpair(connection, vehicle_id)
-        missing = None if ended else await _no_open_link(connection, vehicle_id)
-    if missing:
-        raise missing
-    call.sidecar.cache.clear()
-    return answer(ended)
+    return answer(await end(call.sidecar, call.path.vehicle_id))
 
 
-async def _no_open_link(connection: Connection, vehicle_id: str) -> ProblemError:
+async def end(sidecar: Sidecar, vehicle_id: str, since: datetime | None = None) -> Link:
+    """End the open link, with `since` only the one that began then; raises ProblemError 404 or 410."""
+    async with sidecar.database.connection() as connection:
+        if ended := await links.unpair(connection, vehicle_id, since):
+            sidecar.cache.clear()
+            return ended
+        missing = await _no_open_link(connection, vehicle_id, since)
+    raise missing
+
+
+async def _change(sidecar: Sidecar, change: Callable[[Connection], Awaitable[T]], valid_to: datetime | None) -> T:
+    """Change links; raises ProblemError for what is refused."""
+    failed = None
+    async with sidecar.database.connection() as connection:
+        try:
+            changed = await change(connection)
+        except (LinkOverlapError, LinkRangeError) as error:  # told outside, since it is no fault of the connection
+            failed = error
+    if isinstance(failed, LinkOverlapError):
+        raise ProblemError(409, f"The link overlaps another: {failed}", link=failed.link)
+    if failed:
+        raise invalid("body", "validTo" if valid_to else "validFrom", str(failed))
+    sidecar.cache.clear()
+    return changed
+
+
+async def _no_open_link(connection: Connection, vehicle_id: str, since: datetime | None = None) -> ProblemError:
     """404 for a vehicle that never had a link, 410 for one whose links have ended."""
     if not await links.list_links(connection, vehicle_id=vehicle_id, limit=1):
         return ProblemError(404, f"{vehicle_id} has never been linked")
-    history = f"GET /v1/links?vehicleId={vehicle_id} lists those that have ended"
-    return ProblemError(410, f"{vehicle_id} has no open link any more; {history}")
+    which = f"open link that began at {since.isoformat()}" if since else "open link any more"
+    return ProblemError(410, f"{vehicle_id} has no {which}; {_history(vehicle_id)}")
+
+
+def _history(vehicle_id: str) -> str:
+    return f"GET /v1/links?vehicleId={vehicle_id} lists all of its links"
 
 
 def _cursor(link: Link) -> str:
@@ -140,6 +198,7 @@ def _position(cursor: str) -> tuple[str, datetime]:
 
 _OPEN = Link("vehicle-0001", "meter-0001", datetime(2026, 3, 14, 15, tzinfo=UTC), None)
 _ENDED = Link("vehicle-0001", "meter-0007", datetime(2026, 1, 2, 9, 30, tzinfo=UTC), _OPEN.valid_from)
+_CORRECTED = replace(_ENDED, meter_id="meter-0002")
 
 OPERATIONS = (
     Operation(
@@ -184,6 +243,26 @@ OPERATIONS = (
         path_type=VehiclePath,
         answers={200: Answer("The open link", Link, {JSON: _OPEN})},
         problems=(404, 410),
+    ),
+    Operation(
+        id="correctLink",
+        method="PUT",
+        path="/links/{vehicleId}",
+        tag="Links",
+        summary="Correct a link, open or ended",
+        description=(
+            "`corrects` is the `validFrom` of the link as it is listed; `meterId`, `validFrom` and `validTo` are what "
+            "they should have been, with `validTo` left out for an open link. Other links stay as they are; where one "
+            "would overlap, it is 409, and so it is where none of the vehicle begins at `corrects`. May be sent again. "
+            "Past analytics change accordingly."
+        ),
+        handler=correct,
+        role=Role.write,
+        path_type=VehiclePath,
+        body=Correction,
+        body_example=Correction(_ENDED.valid_from, "meter-0002", _ENDED.valid_from, _ENDED.valid_to),
+        answers={200: Answer("The link as it is now", Link, {JSON: _CORRECTED})},
+        problems=(404, 409),
     ),
     Operation(
         id="unpair",

@@ -23,7 +23,7 @@ _DETAILS = {
     405: "PATCH is not allowed at /v1/links; allowed: GET, HEAD, POST",
     408: "The body comes too slowly",
     409: "The link overlaps another: vehicle vehicle-0001 is linked with meter meter-0007",
-    410: "vehicle-0001 has no open link any more; GET /v1/links?vehicleId=vehicle-0001 lists those that have ended",
+    410: "vehicle-0001 has no open link any more; GET /v1/links?vehicleId=vehicle-0001 lists all of its links",
     413: "The body is too large; allowed: 67108864 bytes",
     415: "Content-Type is 'text/plain'; allowed: application/json",
     421: "Without tokens only this machine may ask, and only under the names localhost, 127.0.0.1 and [::1]",

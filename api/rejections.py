@@ -8,7 +8,7 @@ from msgspec import Meta, Struct
 from starlette.responses import Response
 
 from api.auth import Role
-from api.contract import JSON, Answer, Call, Operation, answer
+from api.contract import JSON, Answer, Call, Operation, Sidecar, answer
 from api.errors import ProblemError
 from api.params import LIMIT_DEFAULT, Beginning, DeviceId, Instant, Limit, NoQuery
 from daemon.readings import PAYLOAD_BYTES_MAX, REASONS, Reason, Rules, decode_again
@@ -92,20 +92,25 @@ async def get_rejection(call: Call[RejectionPath, NoQuery, None]) -> Response:
 
 async def replay_rejections(call: Call[NoQuery, NoQuery, Replay]) -> Response:
     """Decode them again and store what passes now."""
-    asked, settings, now = call.body, call.sidecar.settings, datetime.now(UTC)
+    return answer(await try_again(call.sidecar, call.body))
+
+
+async def try_again(sidecar: Sidecar, asked: Replay) -> Report:
+    """Replay them, or say what would become of them."""
+    settings, now = sidecar.settings, datetime.now(UTC)
     rules = Rules(clock_ahead_max=settings.clock_ahead_max, retention=settings.retention)
     report = await replay(
-        call.sidecar.database.connection,
+        sidecar.database.connection,
         Chosen(reason=asked.reason, device=asked.device, since=asked.since, until=asked.until, ids=asked.ids),
         partial(decode_again, rules=rules, now=now),
-        call.sidecar.days,
+        sidecar.days,
         dry_run=asked.dry_run,
         limit=asked.limit,
         after=Position.parse(asked.cursor) if asked.cursor else None,
     )
     if not asked.dry_run:
-        call.sidecar.cache.clear()
-    return answer(report)
+        sidecar.cache.clear()
+    return report
 
 
 _AT = datetime(2026, 3, 14, 15, tzinfo=UTC)

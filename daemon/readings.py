@@ -45,6 +45,25 @@ Reason = Literal[
     "refused_by_database",
 ]
 REASONS: tuple[Reason, ...] = get_args(Reason)
+MEANINGS: dict[Reason, str] = {
+    "malformed_json": "not JSON, not UTF-8, or nested too deeply",
+    "wrong_type": "a field or the whole is of another type; `type` contradicts the topic",
+    "missing_field": "a field that must be there is not; the array is empty",
+    "out_of_range": "a number outside its range",
+    "bad_timestamp": (
+        "not a time, or without an offset; or a retained message without a time, of which nobody knows when it was "
+        "measured"
+    ),
+    "clock_ahead": "more than `CLOCK_AHEAD_MAX_S` in the future",
+    "too_old": "older than `RETENTION_DAYS`, or before the year 2000 (a clock that was never set)",
+    "bad_id": "the id has other characters or is too long",
+    "id_mismatch": "the id in the payload is not the topic's",
+    "bad_topic": "another topic below `meters/` or `vehicles/`",
+    "too_large": "more than 1 MiB, or more than 20,000 elements; of a message above 2 MiB only the start is kept",
+    "conflict": "the history has a reading of that device and time with other values; the first one stays",
+    "refused_by_database": "the database refused the row; its sentence has the SQLSTATE",
+}
+"""When a reading is rejected for which reason."""
 
 Timestamp: TypeAlias = Annotated[datetime, Meta(tz=True)] | float | None
 """RFC 3339 with an offset, or Unix seconds or milliseconds; absent = time of receipt."""

@@ -32,6 +32,7 @@ from sql.pool import Connection, Pool, lease, open_pool
 from sql.rejections import Chosen, Groups, Shown
 from sql.replay import Report, replay
 from sql.settings import DatabaseSettings, read
+from sql.visible import hex_dump, printable, printable_lines
 
 GROUPS_SHOWN = 50
 PAYLOAD_BYTES_SHOWN = 16 * 1024
@@ -203,7 +204,7 @@ def show_text(shown: Shown) -> str:
     }
     form = "not UTF-8" if shown.payload is None else "text" if shown.payload else "empty"
     head["payload"] = f"{_number(shown.payload_bytes, 'byte')}, {form}"
-    body = hex_dump(shown.content) if shown.payload is None else "\n".join(map(printable, shown.payload.split("\n")))
+    body = hex_dump(shown.content) if shown.payload is None else printable_lines(shown.payload)
     left = shown.payload_bytes - len(shown.content)
     lines = [f"{name:<10} {value}" for name, value in head.items()]
     if body:
@@ -242,21 +243,6 @@ def replay_text(report: Report) -> str:
     else:
         lines += ["", "done: what was stored or there already is no rejection any more; the others stay"]
     return "\n".join(lines)
-
-
-def hex_dump(data: bytes) -> str:
-    """Bytes as technicians know them: place, hexadecimal, ASCII."""
-    lines = []
-    for at in range(0, len(data), 16):
-        part = data[at : at + 16]
-        characters = "".join(chr(byte) if 32 <= byte < 127 else "." for byte in part)
-        lines.append(f"{at:08x}  {part[:8].hex(' '):<23}  {part[8:].hex(' '):<23}  |{characters}|")
-    return "\n".join(lines)
-
-
-def printable(text: str) -> str:
-    """Text with everything escaped that a terminal might obey, and what turns the direction of writing."""
-    return "".join(c if c.isprintable() else ascii(c)[1:-1] for c in text)
 
 
 def instant(text: str) -> datetime:

@@ -12,6 +12,8 @@ changing. The transaction is READ COMMITTED whatever the server's default: it se
 | open, from T | an open link since after T, or a closed one that ends after T | LinkOverlapError |
 | with an end | the same link | nothing changes |
 | with an end | any other that it overlaps | LinkOverlapError |
+| corrected | any other that it overlaps | LinkOverlapError |
+| corrected as it is already | | nothing changes |
 
 Energy is derived when it is asked for, so a changed link changes the analytics of the past.
 """
@@ -85,11 +87,36 @@ async def pair(
         return Paired(wanted, ended)
 
 
-async def unpair(connection: Connection, vehicle_id: str) -> Link | None:
-    """End the open link of a vehicle now and return it, or None where none is open."""
+async def unpair(connection: Connection, vehicle_id: str, since: datetime | None = None) -> Link | None:
+    """End the open link of a vehicle now and return it, or None where none is open.
+
+    With `since`, only the one that began then: whoever saw that one does not mean its successor.
+    """
     async with transaction(connection, isolation="read_committed"):
-        row = await connection.fetchrow(query("end_open_link"), vehicle_id, await _turn(connection))
+        row = await connection.fetchrow(query("end_open_link"), vehicle_id, await _turn(connection), since)
     return _link(row) if row else None
+
+
+async def correct(connection: Connection, valid_from: datetime, wanted: Link) -> Link | None:
+    """Put `wanted` in the place of its vehicle's link that begins at `valid_from`, and return it.
+
+    None where there is no such link, unless the one that is wanted is there: a correction may be sent again. Raises
+    LinkOverlapError or LinkRangeError; then nothing has changed.
+    """
+    async with transaction(connection, isolation="read_committed"):
+        _check_range(wanted, await _turn(connection))
+        overlapped = await _overlapped(connection, wanted)
+        at_that_time = await list_links(connection, vehicle_id=wanted.vehicle_id, at=valid_from, limit=1)
+        old = next((link for link in at_that_time if link.valid_from == valid_from), None)
+        if old is None:
+            return wanted if wanted in overlapped else None
+        for link in overlapped:
+            if link != old:
+                raise LinkOverlapError(link)
+        await connection.execute(
+            query("correct_link"), wanted.vehicle_id, valid_from, wanted.meter_id, wanted.valid_from, wanted.valid_to
+        )
+    return wanted
 
 
 async def list_links(

@@ -6,6 +6,8 @@ from typing import Any, Literal
 
 import structlog
 
+from sql.visible import printable
+
 
 def configure(
     log_format: Literal["console", "json"], log_level: str, watch: structlog.typing.Processor | None = None
@@ -48,8 +50,5 @@ def configure(
 
 def _on_one_line(_: Any, __: str, record: structlog.typing.EventDict) -> structlog.typing.EventDict:
     """A library's message may quote what somebody sent; fields are quoted by the renderer."""
-    text = str(record["event"])
-    if not text.isprintable():
-        shown = (character if character.isprintable() else ascii(character)[1:-1] for character in text)
-        record["event"] = "".join(shown)
+    record["event"] = printable(str(record["event"]))
     return record

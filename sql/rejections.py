@@ -187,11 +187,12 @@ async def find_last_id(connection: Connection) -> int:
 
 async def get(connection: Connection, rejection_id: int, bytes_max: int) -> Shown | None:
     """One rejection with the first bytes of its payload, or None where there is none with this id."""
-    row = await connection.fetchrow(query("get_rejection"), rejection_id, bytes_max)
-    if row is None:
-        return None
-    text = _text_of(row["payload"], is_whole=row["payload_bytes"] <= bytes_max)
-    return Shown(**{**row, "payload": text, "payload_base64": row["payload"] if text is None else None})
+    return next(iter(await get_some(connection, [rejection_id], bytes_max)), None)
+
+
+async def get_some(connection: Connection, ids: Sequence[int], bytes_max: int) -> list[Shown]:
+    """Those of these rejections that are there, in the order of their ids."""
+    return [_shown(row, bytes_max) for row in await connection.fetch(query("get_rejections"), ids, bytes_max)]
 
 
 async def replace(connection: Connection, ids: Sequence[int], rejections: Sequence[Rejection]) -> None:
@@ -217,6 +218,11 @@ async def purge(connection: Connection, before: datetime, rows_max: int) -> int:
 
 def _group(row: asyncpg.Record) -> Group:
     return Group(**{name: row[name] for name in Group.__struct_fields__})
+
+
+def _shown(row: asyncpg.Record, bytes_max: int) -> Shown:
+    text = _text_of(row["payload"], is_whole=row["payload_bytes"] <= bytes_max)
+    return Shown(**{**row, "payload": text, "payload_base64": row["payload"] if text is None else None})
 
 
 def _text_of(payload: bytes, *, is_whole: bool) -> str | None:

@@ -8,7 +8,7 @@ from datetime import UTC, datetime, timedelta
 import asyncpg
 import pytest
 
-from sql.links import AHEAD_MAX, Link, LinkOverlapError, LinkRangeError, Paired, list_links, pair, unpair
+from sql.links import AHEAD_MAX, Link, LinkOverlapError, LinkRangeError, Paired, correct, list_links, pair, unpair
 from sql.pool import Pool, lease, open_pool
 
 OVERLAPS = """
@@ -201,6 +201,101 @@ async def test_unpairing_ends_the_open_link(database: asyncpg.Connection) -> Non
     assert await unpair(database, "nobody") is None
 
 
+async def test_who_saw_one_link_does_not_end_its_successor(database: asyncpg.Connection) -> None:
+    await add(database, link("v1", "m1", 0), link("v1", "m2", 5))
+
+    assert await unpair(database, "v1", at(0)) is None
+    ended = await unpair(database, "v1", at(5))
+
+    assert ended is not None
+    assert await stored(database) == [link("v1", "m1", 0, 5), ended]
+
+
+# Corrections.
+
+LINKS = [link("v1", "m1", 0, 5), link("v1", "m2", 10), link("v2", "m3", 0, 8)]
+
+CORRECTED = {
+    "another meter": (0, link("v1", "m9", 0, 5)),
+    "another meter, of an open link": (10, link("v1", "m9", 10)),
+    "an earlier beginning": (10, link("v1", "m2", 5)),
+    "a later beginning": (10, link("v1", "m2", 11)),
+    "another end": (0, link("v1", "m1", 0, 10)),
+    "all of it": (0, link("v1", "m3", 8, 9)),
+    "an end for an open link": (10, link("v1", "m2", 10, 12)),
+    "moved behind the others": (0, link("v1", "m1", 4, 6)),
+    "nothing": (0, link("v1", "m1", 0, 5)),
+}
+
+
+@pytest.mark.parametrize(("begins", "wanted"), CORRECTED.values(), ids=CORRECTED)
+async def test_one_link_is_corrected_and_no_other_and_it_may_be_sent_again(
+    database: asyncpg.Connection, begins: float, wanted: Link
+) -> None:
+    await add(database, *LINKS)
+    others = [one for one in LINKS if one.vehicle_id != "v1" or one.valid_from != at(begins)]
+
+    for _ in range(2):
+        assert await correct(database, at(begins), wanted) == wanted
+
+        assert await stored(database) == sorted([wanted, *others], key=lambda one: (one.vehicle_id, one.valid_from))
+
+
+async def test_a_link_that_ended_is_opened_again(database: asyncpg.Connection) -> None:
+    await add(database, link("v1", "m1", 0, 5), link("v2", "m2", 0))
+
+    assert await correct(database, at(0), link("v1", "m1", 0)) == link("v1", "m1", 0)
+
+    assert await stored(database) == [link("v1", "m1", 0), link("v2", "m2", 0)]
+
+
+NOT_CORRECTED = {
+    "into the vehicle's next": (0, link("v1", "m1", 0, 11), link("v1", "m2", 10)),
+    "open, before the vehicle's next": (0, link("v1", "m1", 0), link("v1", "m2", 10)),
+    "into the one before": (10, link("v1", "m2", 4), link("v1", "m1", 0, 5)),
+    "into another's time at the meter": (10, link("v1", "m3", 7), link("v2", "m3", 0, 8)),
+    "to what another is": (10, link("v1", "m1", 0, 5), link("v1", "m1", 0, 5)),
+}
+
+
+@pytest.mark.parametrize(("begins", "wanted", "overlapped"), NOT_CORRECTED.values(), ids=NOT_CORRECTED)
+async def test_a_correction_that_overlaps_is_refused_and_changes_nothing(
+    database: asyncpg.Connection, begins: float, wanted: Link, overlapped: Link
+) -> None:
+    await add(database, *LINKS)
+
+    with pytest.raises(LinkOverlapError) as caught:
+        await correct(database, at(begins), wanted)
+
+    assert caught.value.link == overlapped
+    assert await stored(database) == LINKS
+
+
+@pytest.mark.parametrize(
+    "wanted",
+    [
+        link("v1", "m1", 3, 3),
+        link("v1", "m1", 3, 2),
+        Link("v1", "m1", datetime(1999, 12, 31, tzinfo=UTC), at(1)),
+        Link("v1", "m1", at(0), datetime.now(UTC) + AHEAD_MAX + timedelta(days=1)),
+    ],
+)
+async def test_a_correction_to_impossible_times_is_refused(database: asyncpg.Connection, wanted: Link) -> None:
+    await add(database, *LINKS)
+    with pytest.raises(LinkRangeError):
+        await correct(database, at(0), wanted)
+    assert await stored(database) == LINKS
+
+
+@pytest.mark.parametrize(("vehicle_id", "begins"), [("v1", 1), ("v1", 5), ("v3", 0)])
+async def test_a_link_that_is_not_there_is_not_corrected(
+    database: asyncpg.Connection, vehicle_id: str, begins: float
+) -> None:
+    await add(database, *LINKS)
+    assert await correct(database, at(begins), link(vehicle_id, "m9", 0, 1)) is None
+    assert await stored(database) == LINKS
+
+
 # Lists.
 
 HISTORY = [link("v1", "m1", 0, 2), link("v1", "m2", 2, 4), link("v1", "m1", 6), link("v2", "m2", 5)]
@@ -273,9 +368,11 @@ async def _change(connection: asyncpg.Connection, draw: random.Random) -> int:
     vehicle_id, meter_id = f"v{draw.randrange(10)}", f"m{draw.randrange(10)}"
     hour = draw.randrange(10_000)
     times: tuple[datetime | None, datetime | None] = None, None
-    match draw.randrange(8):
+    match draw.randrange(9):
         case 0:
             return int(await unpair(connection, vehicle_id) is not None)
+        case 4:
+            return await _correct(connection, vehicle_id, meter_id, draw)
         case 1 | 2:
             times = at(hour), at(hour + draw.randrange(1, 50))
         case 3:
@@ -285,6 +382,19 @@ async def _change(connection: asyncpg.Connection, draw: random.Random) -> int:
     except (LinkOverlapError, LinkRangeError):
         return 0
     return 1
+
+
+async def _correct(connection: asyncpg.Connection, vehicle_id: str, meter_id: str, draw: random.Random) -> int:
+    links = await list_links(connection, vehicle_id=vehicle_id, limit=100)
+    if not links:
+        return 0
+    one = draw.choice(links)
+    moved = timedelta(hours=draw.randrange(-2, 3))
+    wanted = Link(vehicle_id, meter_id, one.valid_from + moved, one.valid_to and one.valid_to + moved)
+    try:
+        return int(await correct(connection, one.valid_from, wanted) is not None)
+    except (LinkOverlapError, LinkRangeError):
+        return 0
 
 
 async def test_who_writes_by_hand_cannot_make_an_overlap_either(database: asyncpg.Connection) -> None:

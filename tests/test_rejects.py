@@ -15,7 +15,7 @@ import asyncpg
 import pytest
 
 from daemon.__main__ import main
-from daemon.rejects import hex_dump, instant, list_text, printable, show_text
+from daemon.rejects import instant, list_text, show_text
 from sql import rejections
 from sql.rejections import Chosen, Group, Groups, Rejection, Shown
 
@@ -245,30 +245,6 @@ def test_a_time_may_be_so_long_ago(text: str, seconds: int) -> None:
 def test_what_is_no_time_is_refused(text: str) -> None:
     with pytest.raises(argparse.ArgumentTypeError, match="is no time"):
         instant(text)
-
-
-@pytest.mark.parametrize(
-    ("text", "shown"),
-    [
-        ("plain ä €", "plain ä €"),
-        ("\x1b]0;x\x07", "\\x1b]0;x\\x07"),
-        ("\u202eabc", "\\u202eabc"),
-        ("\x9b", "\\x9b"),
-        ("a\r\nb\t", "a\\r\\nb\\t"),
-        ("\ud83d", "\\ud83d"),
-        ("\U000e0001", "\\U000e0001"),
-    ],
-)
-def test_what_does_not_print_is_escaped(text: str, shown: str) -> None:
-    assert printable(text) == shown
-
-
-def test_a_hex_dump_has_place_bytes_and_letters() -> None:
-    assert hex_dump(b"") == ""
-    assert hex_dump(b"fleetwatt\xff and\n1") == (
-        "00000000  66 6c 65 65 74 77 61 74  74 ff 20 61 6e 64 0a 31  |fleetwatt. and.1|"
-    )
-    assert hex_dump(bytes(17)).splitlines()[1] == f"00000010  00{'':21}  {'':23}  |.|"
 
 
 def test_who_reads_along_may_stop(database_url: str, keep: Any) -> None:

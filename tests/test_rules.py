@@ -14,7 +14,7 @@ from api.metrics import Metrics as ApiMetrics
 from api.settings import ApiSettings
 from daemon.accounts import Accounts
 from daemon.metrics import Metrics
-from daemon.readings import METER_FORM, REASONS, VEHICLE_FORM
+from daemon.readings import MEANINGS, METER_FORM, REASONS, VEHICLE_FORM
 from daemon.settings import DaemonSettings
 from sql.queries import FOLDER as QUERIES
 from sql.settings import DatabaseSettings
@@ -98,8 +98,11 @@ def test_every_metric_is_in_the_docs_and_no_other() -> None:
 
 def test_every_reason_and_field_is_in_the_docs() -> None:
     page = (ROOT / "docs" / "readings.md").read_text(encoding="utf-8")
-    for name in (*REASONS, *METER_FORM.ranges, *VEHICLE_FORM.ranges):
+    for name in (*METER_FORM.ranges, *VEHICLE_FORM.ranges):
         assert f"| `{name}` |" in page, f"docs/readings.md lacks {name}"
+    assert tuple(MEANINGS) == REASONS
+    for name, meaning in MEANINGS.items():
+        assert f"| `{name}` | {meaning} |" in page, f"docs/readings.md says something else of {name}"
 
 
 @pytest.mark.parametrize("path", sorted(QUERIES.glob("*.sql")), ids=lambda path: path.stem)

@@ -177,7 +177,8 @@ def test_the_sidecars_role_is_enough_for_the_sidecar(tmp_path: Path, api_url: st
         report = ask(url, "POST", "/v1/ingest", readings)
         assert (report["stored"], report["rejected"]) == (3, 1)
         ask(url, "POST", "/v1/links", {"vehicleId": "v-2", "meterId": "m-2"})
-        ask(url, "POST", "/v1/links", {"vehicleId": "v-3", "meterId": "m-2"})
+        link = ask(url, "POST", "/v1/links", {"vehicleId": "v-3", "meterId": "m-2"})["link"]
+        ask(url, "PUT", "/v1/links/v-3", {"corrects": link["validFrom"], "meterId": "m-3", "validFrom": old})
         ask(url, "PUT", "/v1/devices/meter/m-2", {"energyMode": "interval"})
         ask(url, "DELETE", "/v1/links/v-3")
         for path in ("/v1/links", "/v1/meters", "/v1/vehicles/v-2", "/v1/meters/m-2/readings", "/v1/rejections"):

@@ -27,7 +27,7 @@ from api.web.assets import Assets
 from api.web.live import Live
 from api.web.overview import Watch
 from api.web.session import Visitor, Visitors, remember
-from sql import __version__
+from sql import __version__, visible
 from sql.hours import HOUR
 
 T = TypeVar("T", bound=Struct)
@@ -209,6 +209,12 @@ def _environment() -> Environment:
         "moment": units.moment,
         "age": units.age,
         "segment": partial(quote, safe=""),
+        "exact": units.exact,
+        "count": units.count,
+        "code": units.code,
+        "printable": visible.printable,
+        "printable_lines": visible.printable_lines,
+        "hex_dump": visible.hex_dump,
     }
     return environment
 

@@ -10,14 +10,14 @@ from starlette.responses import Response
 from starlette.routing import Route
 
 from api.contract import Sidecar
-from api.web import device, fleet, sign_in
+from api.web import device, fleet, links, rejections, sign_in
 from api.web.assets import Assets
 from api.web.live import Live
 from api.web.overview import Watch
 from api.web.pages import Page, Site, route
 from api.web.session import Visitors
 
-PAGES: tuple[Page, ...] = (*fleet.PAGES, *device.PAGES, *sign_in.PAGES)
+PAGES: tuple[Page, ...] = (*fleet.PAGES, *device.PAGES, *links.PAGES, *rejections.PAGES, *sign_in.PAGES)
 
 
 def routes(site_of: Callable[[], Site]) -> list[Route]:

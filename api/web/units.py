@@ -48,6 +48,11 @@ def volt(value: float | None) -> str:
     return NOTHING if value is None else f"{number(value, 1)}\u00a0V"
 
 
+def count(value: int, noun: str) -> str:
+    """How many there are: 1 reading, 2 readings."""
+    return f"{number(value)} {noun if value == 1 else f'{noun}s'}"
+
+
 def duration(seconds: float | None) -> str:
     """How long, in the largest unit that leaves at least one of it: 42 s, 3 min, 5 h, 12 d."""
     if seconds is None:
@@ -64,8 +69,19 @@ def moment(value: datetime | None) -> Markup:
         return Markup.escape(NOTHING)
     at = value.astimezone(UTC)
     return Markup('<time datetime="{}" title="{} UTC">{} UTC</time>').format(
-        at.isoformat().replace("+00:00", "Z"), f"{at:%Y-%m-%d %H:%M:%S}", f"{at:%Y-%m-%d %H:%M}"
+        exact(at), f"{at:%Y-%m-%d %H:%M:%S}", f"{at:%Y-%m-%d %H:%M}"
     )
+
+
+def exact(value: datetime | None) -> str:
+    """A time to the microsecond, as forms and addresses carry it."""
+    return "" if value is None else value.astimezone(UTC).isoformat().replace("+00:00", "Z")
+
+
+def code(text: str) -> Markup:
+    """A sentence of ours: what it has between backticks is code."""
+    tag = Markup("<code>{}</code>")
+    return Markup("").join(tag.format(part) if n % 2 else part for n, part in enumerate(text.split("`")))
 
 
 def age(value: datetime | None, now: datetime) -> Markup:
@@ -74,5 +90,5 @@ def age(value: datetime | None, now: datetime) -> Markup:
         return Markup.escape(NOTHING)
     at = value.astimezone(UTC)
     return Markup('<time datetime="{}" title="{} UTC" data-age>{}</time>').format(
-        at.isoformat().replace("+00:00", "Z"), f"{at:%Y-%m-%d %H:%M:%S}", duration((now - at) / timedelta(seconds=1))
+        exact(at), f"{at:%Y-%m-%d %H:%M:%S}", duration((now - at) / timedelta(seconds=1))
     )

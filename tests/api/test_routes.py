@@ -70,6 +70,34 @@ def test_delete_ends_the_open_link_once(client: TestClient) -> None:
     assert client.get("/v1/links", params={"vehicleId": "v-1"}).json()["items"] == [ended]
 
 
+def test_a_correction_changes_one_link_and_the_analytics(client: TestClient) -> None:
+    send(client, [meter(NOW - n * MINUTE) for n in range(60)])
+    send(client, [vehicle(NOW - n * MINUTE) for n in range(60)])
+    wrong = pair(client, meterId="m-2", validFrom=at(NOW - HOUR)).json()["link"]
+    assert client.get("/v1/analytics/performance/v-1").json()["acKwh"] == 0
+    body = {"corrects": wrong["validFrom"], "meterId": "m-1", "validFrom": at(NOW - 2 * HOUR)}
+    for _ in range(2):
+        corrected = client.put("/v1/links/v-1", json=body)
+        assert corrected.status_code == 200
+        assert corrected.json() == {**wrong, "meterId": "m-1", "validFrom": body["validFrom"]}
+    assert client.get("/v1/links").json()["items"] == [corrected.json()]
+    assert client.get("/v1/analytics/performance/v-1").json()["acKwh"] == 90
+
+
+def test_a_correction_that_cannot_be_is_refused(client: TestClient) -> None:
+    before = pair(client, validFrom=at(NOW - 4 * HOUR), validTo=at(NOW - 3 * HOUR)).json()["link"]
+    pair(client, validFrom=at(NOW - 2 * HOUR))
+    body = {"corrects": at(NOW - 2 * HOUR), "meterId": "m-1", "validFrom": at(NOW - 3.5 * HOUR)}
+    assert check_problem(client.put("/v1/links/v-1", json=body), 409)["link"] == before
+    missing = check_problem(client.put("/v1/links/v-1", json={**body, "corrects": at(NOW)}), 409)
+    assert "/v1/links?vehicleId=v-1" in missing["detail"]
+    assert "link" not in missing
+    check_problem(client.put("/v1/links/v-2", json={**body, "meterId": "m-2"}), 404)
+    early = check_problem(client.put("/v1/links/v-1", json={**body, "validTo": at(NOW - 9 * HOUR)}), 422)
+    assert [fault["name"] for fault in early["errors"]] == ["validTo"]
+    assert len(client.get("/v1/links").json()["items"]) == 2
+
+
 def test_links_are_filtered_and_paged(client: TestClient) -> None:
     for n in range(5):
         pair(client, vehicleId=f"v-{n}", meterId=f"m-{n % 2}-{n}", validFrom=at(NOW - HOUR))

@@ -1,4 +1,4 @@
--- One rejection, with the first $2 bytes of its payload.
+-- Some rejections, each with the first $2 bytes of its payload.
 SELECT
     id,
     received_at,
@@ -9,4 +9,5 @@ SELECT
     octet_length(payload) AS payload_bytes,
     substring(payload FOR $2::integer) AS payload
 FROM rejection
-WHERE id = $1;
+WHERE id = ANY ($1::bigint[])
+ORDER BY id;
