@@ -11,7 +11,7 @@ PREFIX ?= /opt/fleetwatt
 PYTHON ?= $(shell command -v python3.11 || command -v python3)
 PIP_FLAGS = -qq --disable-pip-version-check --require-hashes
 .DEFAULT_GOAL := help
-.PHONY: help run test check format lock broker pooler install clean bench docs attack faults fuzz audit
+.PHONY: help run test check format lock broker pooler browser install clean bench docs attack faults fuzz audit
 
 help: ## what can be made here
 	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | awk -F ':.*## ' '{printf "  make %-9s %s\n", $$1, $$2}'
@@ -19,7 +19,7 @@ help: ## what can be made here
 run: .venv/ready broker ## try it: private broker and database, daemon, simulated fleet (FLEET=200 SECONDS=0)
 	@FLEET=$(FLEET) SECONDS=$(SECONDS) .venv/bin/python -m dev run
 
-test: .venv/ready broker pooler ## all tests, against a real broker, a real database and a real pooler
+test: .venv/ready broker pooler ## all tests, against a real broker, a real database, a real pooler and a real browser
 	@.venv/bin/python -m pytest -n $(TEST_PROCESSES) --dist loadfile
 
 check: .venv/ready ## style, types and the rules that are tests
@@ -60,6 +60,9 @@ broker: ## install Mosquitto from the system's packages where it is missing
 
 pooler: ## install pgbouncer from the system's packages where it is missing: some tests need it
 	@deploy/install-package pgbouncer
+
+browser: ## install Chromium from the system's packages where it is missing: the tests of the pages need it
+	@deploy/install-package chromium
 
 install: ## install the daemon as a systemd service under PREFIX (as root; see docs/systemd.md)
 	@PREFIX=$(PREFIX) PYTHON=$(PYTHON) deploy/install

@@ -19,12 +19,12 @@ REQUESTS_MAX = 512
 """Requests under way at once; more are told to come again."""
 SEND_TIMEOUT_S = 30.0
 """How long a client may take to read a piece of its answer."""
-QUIET_ROUTES = frozenset({"/livez", "/readyz", "/health", "/metrics"})
-"""Asked by machines every few seconds: logged at the level debug."""
+QUIET_ROUTES = frozenset({"/livez", "/readyz", "/health", "/metrics", "/devices"})
+"""Asked by machines and scripts every few seconds: logged at the level debug."""
 LIVENESS = frozenset({"/livez", "/api/livez"})
 """Answered also then: who is busy is alive."""
 STREAMS = frozenset({"/live"})
-"""Answers that go on for as long as somebody looks; they have a bound of their own."""
+"""Open for as long as somebody looks, and bounded by themselves: these do not keep others out."""
 HEADERS = {"x-content-type-options": "nosniff", "cache-control": "no-store", "referrer-policy": "no-referrer"}
 """Sent with every answer that does not say otherwise."""
 
@@ -96,7 +96,8 @@ class Access:
 
     def _tell(self, scope: Scope, seen: "_Seen", seconds: float) -> None:
         route = scope["state"].get("route", "unknown")
-        self._metrics.answered(scope["method"], route, seen.status, seconds)
+        if route not in STREAMS:  # which last as long as somebody looks
+            self._metrics.answered(scope["method"], route, seen.status, seconds)
         say = log.debug if route in QUIET_ROUTES else log.info
         say(
             "request",

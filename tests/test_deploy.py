@@ -237,9 +237,12 @@ def test_a_prefix_that_cannot_be_meant_is_refused(stage: Stage, prefix: str) -> 
     assert not stage.root.exists()
 
 
-@pytest.mark.parametrize("program", ["mosquitto", "pgbouncer"])
-def test_nothing_is_installed_nor_said_where_a_program_is_there(program: str, tmp_path: Path) -> None:
-    (tmp_path / program).touch(mode=0o755)
+@pytest.mark.parametrize(
+    ("program", "found"),
+    [("mosquitto", "mosquitto"), ("pgbouncer", "pgbouncer"), ("chromium", "chromium"), ("chromium", "google-chrome")],
+)
+def test_nothing_is_installed_nor_said_where_a_program_is_there(program: str, found: str, tmp_path: Path) -> None:
+    (tmp_path / found).touch(mode=0o755)
     given = os.environ | {"PATH": f"{tmp_path}:{os.environ['PATH']}"}
     answer = subprocess.run([DEPLOY / "install-package", program], env=given, capture_output=True, check=False)
     assert (answer.returncode, answer.stdout, answer.stderr) == (0, b"", b"")
@@ -248,7 +251,7 @@ def test_nothing_is_installed_nor_said_where_a_program_is_there(program: str, tm
 def test_an_unknown_program_is_not_installed() -> None:
     answer = subprocess.run([DEPLOY / "install-package", "nginx"], capture_output=True, text=True, check=False)
     assert (answer.returncode, answer.stdout) == (2, "")
-    assert "allowed: mosquitto or pgbouncer" in answer.stderr
+    assert "allowed: mosquitto, pgbouncer or chromium" in answer.stderr
 
 
 @pytest.mark.parametrize(

@@ -12,6 +12,7 @@ import msgspec
 import structlog
 from sse_starlette import ServerSentEvent
 
+from api.errors import ProblemError
 from api.metrics import Metrics
 
 log = structlog.get_logger("fleetwatt.api.live")
@@ -19,9 +20,12 @@ log = structlog.get_logger("fleetwatt.api.live")
 INTERVAL_S = 1.0
 SHARE_MAX = 0.25
 """Of the time, that looking may take."""
+PAUSE_S_MAX = 10.0
+"""Between two looks, however long they take."""
 VIEWERS_MAX = 1000
 RETRY_MS = 2000
 """After which a browser whose stream broke comes again."""
+BUG = "Something went wrong here; the log has it"
 
 
 class Live:
@@ -34,6 +38,8 @@ class Live:
         self._parts: dict[str, str] = {}
         self._event: ServerSentEvent | None = None
         """The last one."""
+        self._trouble: ServerSentEvent | None = None
+        """The last one, if it told of trouble: whoever joins is told as well."""
         self._events = 0
         self._came: asyncio.Future[None] | None = None
         self._someone = asyncio.Event()
@@ -51,7 +57,7 @@ class Live:
             came, self._came = self._came, loop.create_future()
             came.set_result(None)
             took_s = time.monotonic() - started_at_s
-            await asyncio.sleep(max(INTERVAL_S - took_s, took_s * (1 / SHARE_MAX - 1)))
+            await asyncio.sleep(min(PAUSE_S_MAX, max(INTERVAL_S - took_s, took_s * (1 / SHARE_MAX - 1))))
 
     async def events(self) -> AsyncIterator[ServerSentEvent]:
         """What one viewer is sent: everything that is known, then what changes; all again to whom one was too fast."""
@@ -61,6 +67,8 @@ class Live:
         try:
             if self._parts:
                 yield _event(self._parts)
+            if self._trouble:
+                yield self._trouble
             while self._came is not None:
                 if self._events == seen:
                     await asyncio.shield(self._came)
@@ -71,7 +79,7 @@ class Live:
             self._count(-1)
             if not self.viewers:
                 self._someone.clear()
-                self._parts = {}
+                self._parts, self._trouble = {}, None
 
     def _count(self, more: int) -> None:
         self.viewers += more
@@ -81,12 +89,21 @@ class Live:
         self._metrics.looks.inc()
         try:
             parts = dict(await self._look())
-        except Exception as error:  # whatever it is, the viewers are told and the next look may go well
-            log.warning("the live figures cannot be had", error=str(error) or type(error).__name__)
-            return ServerSentEvent(str(error), event="trouble", retry=RETRY_MS)
+        except ProblemError as error:
+            log.warning("the live figures cannot be had", error=error.detail)
+            return self._troubled(error.detail)
+        except Exception as error:  # a bug of ours: the trace for the log, and the next look may go well
+            log.error("the live figures cannot be had", exc_info=error)
+            return self._troubled(BUG)
+        self._trouble = None
         changed = {name: part for name, part in parts.items() if self._parts.get(name) != part}
-        self._parts = parts
+        # Kept for nobody, they would be old when the next viewer comes.
+        self._parts = parts if self.viewers else {}
         return _event(changed)
+
+    def _troubled(self, detail: str) -> ServerSentEvent:
+        self._trouble = ServerSentEvent(detail, event="trouble", retry=RETRY_MS)
+        return self._trouble
 
 
 def _event(parts: Mapping[str, str]) -> ServerSentEvent:

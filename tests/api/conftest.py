@@ -4,6 +4,8 @@ import json
 from collections.abc import AsyncIterator, Callable, Iterator, Mapping
 from contextlib import asynccontextmanager, contextmanager
 from datetime import UTC, datetime, timedelta
+from functools import partial
+from pathlib import Path
 from typing import Any
 
 import httpx2
@@ -12,9 +14,9 @@ from starlette.applications import Starlette
 from starlette.testclient import TestClient
 
 from api.app import build_app
-from api.auth import Role, new_token
 from api.settings import ApiSettings
 from sql.settings import read
+from tests.tokens import write_tokens
 
 NOW = datetime.now(UTC).replace(microsecond=0)
 """Near enough to the time of the test."""
@@ -59,16 +61,9 @@ async def running(app: Starlette) -> AsyncIterator[httpx2.AsyncClient]:
 
 
 @pytest.fixture
-def tokens(tmp_path: Any) -> Callable[[], tuple[str, dict[str, str]]]:
+def tokens(tmp_path: Path) -> Callable[[], tuple[str, dict[str, str]]]:
     """Makes a tokens file with one token of each role; gives its path and the tokens."""
-
-    def make() -> tuple[str, dict[str, str]]:
-        made = {role.name: new_token(role, f"a-{role.name}") for role in Role}
-        path = tmp_path / "tokens"
-        path.write_text("# who may what\n\n" + "\n".join(line for _, line in made.values()))
-        return str(path), {name: token for name, (token, _) in made.items()}
-
-    return make
+    return partial(write_tokens, tmp_path)
 
 
 def bearer(token: str) -> dict[str, str]:

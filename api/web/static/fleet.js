@@ -6,10 +6,15 @@ const TABLE_EVERY_MS = 10_000;
 
 const link = document.getElementById("link");
 
+const focusable = (element) => [...element.querySelectorAll("a, [tabindex]")];
+
 function replace(element, html) {
+  const focused = focusable(element).indexOf(document.activeElement);
   // A part is a template of ours, in which names of devices are escaped.
   element.innerHTML = html;
   localize(element);
+  // What had the focus is gone with the old part; its successor takes over, or the keyboard would start from the top.
+  focusable(element)[focused]?.focus({ preventScroll: true });
 }
 
 function say(text) {

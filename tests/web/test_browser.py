@@ -1,0 +1,246 @@
+"""The first page and signing in, in a real browser, on a real stack."""
+
+import re
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
+from datetime import UTC, datetime
+from zoneinfo import ZoneInfo
+
+import asyncpg
+import pytest
+from playwright.async_api import Browser, Locator, Page, expect
+
+from tests.web.looks import SCHEMES, axe_violations, check_looks
+from tests.web.place import LEAKY, VEHICLES, Guarded, Place
+from tests.web.tabs import ENERGY, Tabs, enter_token
+
+pytestmark = pytest.mark.asyncio(loop_scope="session")
+
+HOSTILE = "\"><img src=x onerror=alert(1)>'{{7*7}}&lt;"
+READING = {"soc": 50, "kwhDeliveredDc": 0.1, "batteryTemp": 20}
+
+
+def tile(page: Page, name: str) -> Locator:
+    """The figure with this name."""
+    return page.locator("#flow .tiles > div").filter(has_text=name).locator("dd")
+
+
+async def known(page: Page, name: str) -> int:
+    """How many devices there are, by the tile of their kind."""
+    return int((await tile(page, name).inner_text()).rpartition("of ")[2])
+
+
+@asynccontextmanager
+async def stored(place: Place, vehicle_id: str) -> AsyncIterator[None]:
+    """A vehicle in the database, with an id that no device can have: the page must not rely on that."""
+    connection = await asyncpg.connect(place.database_url)
+    await connection.execute(
+        "INSERT INTO vehicle_status VALUES ($1, now(), 50, 0.1, 20, now() - interval '1 day')", vehicle_id
+    )
+    yield
+    await connection.execute("DELETE FROM vehicle_status WHERE vehicle_id = $1", vehicle_id)
+    await connection.close()
+
+
+# The first page.
+
+
+async def test_the_first_page_says_how_much_is_lost_and_who_was_heard_from(tabs: Tabs, place: Place) -> None:
+    page = await tabs.open(place.url)
+    await expect(page.get_by_role("heading", level=1)).to_have_text("Energy lost between meter and battery")
+    await expect(page.locator(".figure strong")).to_have_text(ENERGY)
+    await expect(tile(page, "Unaccounted")).to_have_text("0")
+    assert await known(page, "Vehicles heard from") >= VEHICLES
+
+
+async def test_the_vehicle_that_loses_the_most_comes_first(tabs: Tabs, place: Place) -> None:
+    page = await tabs.open(place.url)
+    worst = page.locator("#worst tbody tr").first
+    await expect(worst.get_by_role("link")).to_have_text(LEAKY)
+    await expect(worst).to_contain_text("low efficiency")
+
+
+async def test_a_reading_is_on_the_page_without_a_reload(tabs: Tabs, place: Place) -> None:
+    page = await tabs.open(place.url)
+    before = await known(page, "Vehicles heard from")
+    await place.publish("vehicles/newcomer/reading", **READING)
+    await expect(tile(page, "Vehicles heard from")).to_contain_text(f"of {before + 1}")
+
+
+async def test_the_table_of_devices_is_refreshed_by_itself(tabs: Tabs, place: Place) -> None:
+    page = await tabs.open(f"{place.url}/?begins=late-")
+    await page.clock.install()
+    await page.reload()
+    await expect(page.locator("#table")).to_contain_text("No vehicle has an id that begins with late-")
+    async with stored(place, "late-one"):
+        await page.clock.fast_forward(10_000)
+        await expect(page.locator("#table tbody tr")).to_have_count(1)
+
+
+async def test_a_device_is_found_by_the_beginning_of_its_id(tabs: Tabs, place: Place) -> None:
+    page = await tabs.open(place.url)
+    await page.get_by_label("Find a vehicle or a meter").fill("meter-000")
+    await page.keyboard.press("Enter")
+    await expect(page.locator("#table tbody tr")).to_have_count(9)
+    await expect(page.get_by_label("Id begins with")).to_have_value("meter-000")
+
+
+async def test_a_lost_connection_is_shown_and_comes_back_by_itself(tabs: Tabs, place: Place) -> None:
+    tabs.expect("net::ERR_")
+    page = await tabs.open(place.url)
+    said = page.get_by_role("status")
+    before = await known(page, "Vehicles heard from")
+    assert place.sidecar.process.stop() == 0
+    await expect(said).to_contain_text("The connection is lost")
+    place.sidecar.process.start(place.sidecar.is_ready)
+    await expect(said).to_be_hidden()
+    await place.publish("vehicles/after-the-break/reading", **READING)
+    await expect(tile(page, "Vehicles heard from")).to_contain_text(f"of {before + 1}")
+
+
+async def test_figures_that_cannot_be_had_are_said_to_stand_still_and_then_go_on(tabs: Tabs, place: Place) -> None:
+    tabs.expect("500.*/devices")  # the table may be refreshed meanwhile
+    page = await tabs.open(place.url)
+    said = page.get_by_role("status")
+    connection = await asyncpg.connect(place.database_url)
+    await connection.execute("ALTER TABLE vehicle_status RENAME TO hidden_away")
+    try:
+        await expect(said).to_contain_text("The figures stand still: Something went wrong here; the log has it")
+    finally:
+        await connection.execute("ALTER TABLE hidden_away RENAME TO vehicle_status")
+        await connection.close()
+    await expect(said).to_be_hidden()
+
+
+async def test_a_hostile_name_does_nothing(tabs: Tabs, place: Place) -> None:
+    async with stored(place, HOSTILE):
+        page = await tabs.open(place.url)
+        link = page.locator("#table").get_by_role("link", name=HOSTILE, exact=True)
+        await expect(link).to_be_visible()
+        await expect(page.locator("main img")).to_have_count(0)
+
+
+async def test_a_script_that_comes_into_a_page_is_not_run_and_is_seen_by_these_tests(
+    browser: Browser, place: Place
+) -> None:
+    tabs = Tabs(browser)
+    page = await tabs.open(place.url)
+    await page.evaluate(
+        "document.body.insertAdjacentHTML('beforeend', '<img src=\"data:,\" onerror=\"window.ran = 1\">')"
+    )
+    await page.evaluate("fetch('http://127.0.0.1:9/').catch(() => 0)")
+    assert await page.evaluate("window.ran") is None
+    await tabs.close()
+    assert any("Content Security Policy" in fault and "inline event handler" in fault for fault in tabs.faults)
+    assert any("Content Security Policy" in fault and "127.0.0.1:9" in fault for fault in tabs.faults)
+
+
+async def test_the_keyboard_gets_past_the_navigation_and_along_it(tabs: Tabs, place: Place) -> None:
+    page = await tabs.open(place.url)
+    await page.keyboard.press("Tab")
+    skip = page.get_by_role("link", name="Skip to the content")
+    await expect(skip).to_be_focused()
+    await expect(skip).to_be_in_viewport()
+    for name in ("fleetwatt", "Fleet", "Links", "Rejections", "API"):
+        await page.keyboard.press("Tab")
+        await expect(page.get_by_role("link", name=name, exact=True)).to_be_focused()
+    await page.keyboard.press("Tab")
+    await expect(page.get_by_label("Find a vehicle or a meter")).to_be_focused()
+    await skip.focus()
+    await page.keyboard.press("Enter")
+    await expect(page).to_have_url(re.compile("#main$"))
+
+
+async def test_what_has_the_focus_keeps_it_while_the_figures_move(tabs: Tabs, place: Place) -> None:
+    page = await tabs.open(place.url)
+    before = await known(page, "Vehicles heard from")
+    link = page.locator("#flow").get_by_role("link", name="Rejected in 24 h")
+    await link.focus()
+    await place.publish("vehicles/while-focused/reading", **READING)
+    await expect(tile(page, "Vehicles heard from")).to_contain_text(f"of {before + 1}")
+    await expect(link).to_be_focused()
+
+
+async def test_times_are_in_the_zone_of_the_browser_and_in_utc_on_hover(tabs: Tabs, place: Place) -> None:
+    page = await tabs.open(place.url, timezone_id="Asia/Kolkata")
+    await expect(page.locator("#zone")).to_have_text(re.compile("Asia/(Kolkata|Calcutta)"))
+    time = page.locator("#table time:not([data-age])").first
+    at = datetime.fromisoformat(str(await time.get_attribute("datetime")))
+    await expect(time).to_have_text(f"{at.astimezone(ZoneInfo('Asia/Kolkata')):%d/%m/%Y, %H:%M}")
+    await expect(time).to_have_attribute("title", f"{at.astimezone(UTC):%Y-%m-%d %H:%M:%S} UTC")
+
+
+async def test_without_javascript_the_first_page_has_its_figures(tabs: Tabs, place: Place) -> None:
+    page = await tabs.open(place.url, java_script_enabled=False)
+    await expect(page.locator(".figure strong")).to_have_text(ENERGY)
+    await expect(page.locator("#table tbody tr")).not_to_have_count(0)
+    await expect(page.locator("#table time:not([data-age])").first).to_contain_text("UTC")
+
+
+# Signing in.
+
+
+async def test_a_stranger_signs_in_and_comes_where_they_wanted_to_go(tabs: Tabs, guarded: Guarded) -> None:
+    page = await tabs.open(f"{guarded.url}/?kind=meter&begins=meter-000")
+    await expect(page).to_have_url(re.compile("/sign-in[?]next="))
+    await expect(page.get_by_label("Your token")).to_be_focused()
+    await enter_token(page, guarded.tokens["read"])
+    await expect(page).to_have_url(f"{guarded.url}/?kind=meter&begins=meter-000")
+    await expect(page.locator("#table tbody tr")).to_have_count(9)
+
+
+async def test_a_wrong_token_is_said_to_be_wrong(tabs: Tabs, guarded: Guarded) -> None:
+    tabs.expect("status of 403")
+    page = await tabs.open(guarded.url)
+    await enter_token(page, "fw_nonsense")
+    await expect(page.get_by_role("alert")).to_contain_text("Nobody knows this token")
+    await expect(page.get_by_label("Your token")).to_have_accessible_description(re.compile("Nobody knows this token"))
+
+
+async def test_no_script_can_read_the_cookie_and_no_other_site_can_send_it(tabs: Tabs, guarded: Guarded) -> None:
+    page = await tabs.open(guarded.url)
+    await enter_token(page, guarded.tokens["admin"])
+    await expect(page.get_by_role("button", name="Sign out a-admin")).to_be_visible()
+    (cookie,) = await page.context.cookies()
+    assert (cookie["httpOnly"], cookie["sameSite"], cookie["path"]) == (True, "Lax", "/")
+    assert guarded.tokens["admin"] not in cookie["value"]
+    assert await page.evaluate("document.cookie") == ""
+
+
+async def test_who_signs_out_is_a_stranger_again(tabs: Tabs, guarded: Guarded) -> None:
+    page = await tabs.open(guarded.url)
+    await enter_token(page, guarded.tokens["read"])
+    await page.get_by_role("button", name="Sign out a-read").click()
+    await expect(page.get_by_label("Your token")).to_be_visible()
+    await page.goto(guarded.url)
+    await expect(page).to_have_url(re.compile("/sign-in"))
+    await expect(page.get_by_role("navigation")).to_have_count(0)
+
+
+# How they look.
+
+
+async def test_what_axe_finds_is_told_with_its_place(tabs: Tabs, place: Place) -> None:
+    page = await tabs.open(place.url)
+    await page.evaluate(
+        "document.getElementById('main').insertAdjacentHTML('beforeend', '<button class=mute></button>')"
+    )
+    (violation,) = await axe_violations(page)
+    assert violation.startswith("button-name: ")
+    assert "['.mute']" in violation
+
+
+@pytest.mark.parametrize("scheme", SCHEMES)
+async def test_the_first_page_fits_and_axe_finds_nothing_grave(tabs: Tabs, place: Place, scheme: str) -> None:
+    page = await tabs.open(place.url, color_scheme=scheme)
+    await expect(page.locator("#worst tbody tr").first).to_be_visible()
+    await check_looks(page, "fleet", scheme)
+
+
+@pytest.mark.parametrize("scheme", SCHEMES)
+async def test_signing_in_fits_and_axe_finds_nothing_grave(tabs: Tabs, guarded: Guarded, scheme: str) -> None:
+    tabs.expect("status of 403")
+    page = await tabs.open(guarded.url, color_scheme=scheme)
+    await enter_token(page, "fw_nonsense")
+    await expect(page.get_by_role("alert")).to_be_visible()
+    await check_looks(page, "sign-in", scheme)
