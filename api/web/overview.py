@@ -146,8 +146,8 @@ class Watch:
         return await self._find_silent(kind, prefix) if prefix else await self._silent[kind].get()
 
     def forget(self) -> None:
-        """Links have changed: look at what follows from them anew."""
-        for kept in (self._fleet, self._worst, self._hours):
+        """Links have changed, or readings came in from elsewhere: look at what follows from them anew."""
+        for kept in (self._fleet, self._worst, self._hours, self._rejected):
             kept.forget()
         for silent in self._silent.values():
             silent.forget()

@@ -20,7 +20,7 @@ def significant(value: float | None) -> str:
     for digits, least in ((0, 100), (1, 10), (2, 1)):
         if round(abs(value), digits) >= least:
             return number(value, digits)
-    return number(value, 3) if round(value, 3) else "0"
+    return number(value, 3) if value else "0"
 
 
 def kwh(value: float | None) -> str:

@@ -39,7 +39,7 @@ def check_security(answer: httpx2.Response) -> None:
     assert "*" not in policy
     assert answer.headers["cache-control"] == "private, no-cache"
     assert answer.headers["x-content-type-options"] == "nosniff"
-    assert answer.headers["referrer-policy"] == "no-referrer"
+    assert answer.headers["referrer-policy"] == "same-origin"
 
 
 @pytest.mark.parametrize("page", PAGES, ids=named)
