@@ -100,7 +100,7 @@ def _endpoint(path: str, by_method: dict[str, Operation]) -> Endpoint:
 
 async def _perform(operation: Operation, request: Request) -> Response:
     sidecar: Sidecar = request.app.state.sidecar
-    request.scope["state"]["token"] = sidecar.gate.admit(request, operation.role, from_browser=operation.from_browser)
+    request.scope["state"]["token"] = _admit(operation, request, sidecar)
     call: Call[Any, Any, Any] = Call(
         sidecar,
         request,
@@ -109,6 +109,15 @@ async def _perform(operation: Operation, request: Request) -> Response:
         await _body(operation, request),
     )
     return await operation.handler(call)
+
+
+def _admit(operation: Operation, request: Request, sidecar: Sidecar) -> str | None:
+    """The name of the token; what is for browsers takes the pages' session, too. Raises ProblemError 401 or 403."""
+    if operation.from_browser and operation.role and "authorization" not in request.headers:
+        visitor = request.app.state.site.visitors.of(request)
+        if visitor and visitor.is_signed_in and visitor.may(operation.role):
+            return str(visitor.name)
+    return sidecar.gate.admit(request, operation.role, from_browser=operation.from_browser)
 
 
 async def _body(operation: Operation, request: Request) -> Any:

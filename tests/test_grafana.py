@@ -47,7 +47,8 @@ def expand(sql: str, window: Window, variables: dict[str, str]) -> str:
     """The query with Grafana's macros and variables replaced."""
     start, end = (f"'{moment.astimezone(UTC).isoformat()}'" for moment in window)
     macros = {"$__timeFrom()": start, "$__timeTo()": end, "$__searchFilter": "%"}
-    for name, text in (*macros.items(), *((f"${name}", value.replace("'", "''")) for name, value in variables.items())):
+    quoted = {f"${{{name}:sqlstring}}": "'" + value.replace("'", "''") + "'" for name, value in variables.items()}
+    for name, text in (macros | quoted).items():
         sql = sql.replace(name, text)
     assert "$" not in sql, sql
     return sql
@@ -245,7 +246,7 @@ def test_the_readings_are_asked_for_one_device_and_two_days_at_most() -> None:
     for sql in all_sql():
         for branch in sql.split("UNION ALL"):
             if re.search(r"FROM (meter|vehicle)_reading\b", branch):
-                assert re.search(r"_id = '\$(meter|vehicle)'", branch)
+                assert re.search(r"_id = \$\{(meter|vehicle):sqlstring\}", branch)
                 assert "<= '48 hours'" in branch
                 found += 1
     assert found == 6

@@ -58,10 +58,10 @@ async def stream(visit: Visit) -> Response:
         raise unavailable("Too many viewers are looking; the figures on the page stay as they are")
     if visit.request.method == "HEAD":  # nobody follows what has no body
         return Response(media_type="text/event-stream", headers={"Cache-Control": "no-store"})
-    return EventSourceResponse(_while_admitted(visit), ping=STREAM_PING_S, headers={"Cache-Control": "no-store"})
+    return EventSourceResponse(follow(visit), ping=STREAM_PING_S, headers={"Cache-Control": "no-store"})
 
 
-async def _while_admitted(visit: Visit) -> AsyncIterator[ServerSentEvent]:
+async def follow(visit: Visit) -> AsyncIterator[ServerSentEvent]:
     """What the viewer is sent, until the session is over or its token is revoked."""
     async for event in visit.site.live.events():
         if visit.site.visitors.of(visit.request) is None:

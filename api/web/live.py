@@ -41,14 +41,13 @@ class Live:
         self._trouble: ServerSentEvent | None = None
         """The last one, if it told of trouble: whoever joins is told as well."""
         self._events = 0
-        self._came: asyncio.Future[None] | None = None
+        self._came: asyncio.Future[None] = asyncio.get_running_loop().create_future()
         self._someone = asyncio.Event()
         self.viewers = 0
 
     async def run(self) -> None:
         """Look for ever, as long as there are viewers."""
         loop = asyncio.get_running_loop()
-        self._came = loop.create_future()
         while True:
             await self._someone.wait()
             started_at_s = time.monotonic()
@@ -69,7 +68,7 @@ class Live:
                 yield _event(self._parts)
             if self._trouble:
                 yield self._trouble
-            while self._came is not None:
+            while True:
                 if self._events == seen:
                     await asyncio.shield(self._came)
                 is_next = self._events == seen + 1

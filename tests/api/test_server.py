@@ -60,6 +60,20 @@ def test_a_head_that_is_too_large_is_431(served: Sidecar, request_bytes: bytes) 
     assert (status, problem["status"]) == (b"HTTP/1.1 431 Request Header Fields Too Large", 431)
 
 
+def test_a_body_that_comes_with_its_head_is_no_part_of_it(served: Sidecar) -> None:
+    content = b"".join(body(300))
+    headers = (
+        f"Host: localhost\r\nContent-Type: application/json\r\nContent-Length: {len(content)}\r\nConnection: close"
+    )
+    with socket.create_connection(("127.0.0.1", served.port), timeout=30) as connection:
+        connection.sendall(f"POST /v1/ingest HTTP/1.1\r\n{headers}\r\nConnection: close\r\n\r\n".encode() + content)
+        found = b""
+        while piece := connection.recv(65536):
+            found += piece
+    assert len(content) > HEAD_BYTES_MAX
+    assert found.startswith(b"HTTP/1.1 201"), found
+
+
 @pytest.mark.parametrize("request_bytes", [b"nonsense\r\n\r\n", b"GET / HTTP/9.9\r\n\r\n", b"\x16\x03\x01\x02\x00\x01"])
 def test_what_is_no_http_is_400(served: Sidecar, request_bytes: bytes) -> None:
     status, problem = talk(served, request_bytes)

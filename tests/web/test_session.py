@@ -1,12 +1,16 @@
 """Who looks at the pages: what the cookie is, what ends it, and whose forms are taken."""
 
+import asyncio
 from collections.abc import Callable
+from pathlib import Path
 
 import pytest
+from starlette.requests import Request
 from starlette.testclient import TestClient
 
 from api.app import build_app
-from api.web import session
+from api.web import fleet, session
+from api.web.pages import Visit
 from api.web.session import COOKIE
 from tests.api.conftest import client_of, settings
 from tests.web.people import Door, form_key, sign_in
@@ -94,6 +98,28 @@ def test_a_revoked_token_ends_what_was_begun_with_it(door: Door) -> None:
         "write": False,
         "admin": True,
     }
+
+
+async def test_a_revoked_token_ends_the_stream_that_was_begun_with_it(
+    shared_url: str, tokens: Callable[[], tuple[str, dict[str, str]]]
+) -> None:
+    path, known = tokens()
+    app = build_app(settings(shared_url, API_TOKENS_FILE=path, DAEMON_URLS="none"))
+    async with app.router.lifespan_context(app):
+        site = app.state.site
+        visitor = site.visitors.sign_in(known["read"])
+        request = Request({"type": "http", "headers": [(b"cookie", f"{COOKIE}={visitor.session}".encode())]})
+        events = fleet.follow(Visit(site, request, visitor))
+        assert (await anext(events)).event == "parts"
+        await asyncio.to_thread(Path(path).write_text, "")
+        with pytest.raises(StopAsyncIteration):
+            await anext(events)
+
+
+def test_a_session_opens_the_page_of_the_api_and_no_route_for_programs(door: Door) -> None:
+    browser = door.signed_in("read")
+    assert browser.get("/docs").status_code == 200
+    assert browser.get("/v1/meters").status_code == 401
 
 
 def test_who_signs_out_is_forgotten_by_the_browser(door: Door) -> None:

@@ -1,0 +1,99 @@
+"""The daemons' books as the pages ask for them: from daemons that are well, away, slow, or no daemons at all."""
+
+import asyncio
+from collections.abc import AsyncIterator, Awaitable, Callable
+from contextlib import asynccontextmanager
+
+import msgspec
+import pytest
+
+from api.web import books
+from api.web.books import read_books
+
+STATUS = {
+    "readings": {"received": 10, "spooled": 1, "inFlight": 2, "unaccounted": 0},
+    "ratesPerS": {"received": 2.5},
+    "deviceToCommitS": {"p50": 0.1, "p99": 0.25, "max": 1.0},
+    "faults": ["the broker is away"],
+}
+Speak = Callable[[asyncio.StreamWriter], Awaitable[None]]
+
+
+@asynccontextmanager
+async def daemon(speak: Speak) -> AsyncIterator[str]:
+    """Something that listens, and answers a request so."""
+
+    async def meet(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        await reader.readuntil(b"\r\n\r\n")
+        try:
+            await speak(writer)
+        except ConnectionError:
+            pass  # it was left
+        finally:
+            writer.close()
+
+    server = await asyncio.start_server(meet, "127.0.0.1")
+    async with server:
+        yield f"http://127.0.0.1:{server.sockets[0].getsockname()[1]}"
+
+
+def saying(answer: bytes) -> Speak:
+    """Says this."""
+
+    async def speak(writer: asyncio.StreamWriter) -> None:
+        writer.write(answer)
+        await writer.drain()
+
+    return speak
+
+
+well = saying(b"HTTP/1.1 200 OK\r\nContent-Type: application/json\r\n\r\n" + msgspec.json.encode(STATUS))
+
+
+async def endless(writer: asyncio.StreamWriter) -> None:
+    writer.write(b"HTTP/1.1 200 OK\r\n\r\n")
+    while True:
+        writer.write(b"x" * 65536)
+        await writer.drain()
+
+
+async def never_done(writer: asyncio.StreamWriter) -> None:
+    writer.write(b"HTTP/1.1 200 OK\r\n\r\n{")
+    await writer.drain()
+    await asyncio.Event().wait()
+
+
+async def test_the_books_of_all_daemons_are_added_up() -> None:
+    async with daemon(well) as first, daemon(well) as second:
+        found = await read_books([first, second])
+    assert (found.daemons, found.away, found.are_known) == (2, [], True)
+    assert (found.received, found.spooled, found.in_flight, found.received_per_s) == (20, 2, 4, 5.0)
+    assert found.device_to_commit_s == 0.25
+    assert found.faults == ["the broker is away"] * 2
+
+
+@pytest.mark.parametrize(
+    ("speak", "why"),
+    [
+        (saying(b"HTTP/1.1 503 Service Unavailable\r\n\r\n{}"), "it answers HTTP/1.1 503 Service Unavailable"),
+        (saying(b""), "it answers nothing"),
+        (saying(b"HTTP/1.1 200 OK\r\n\r\n<html>"), "malformed"),
+        (saying(b"HTTP/1.1 302 Found\r\nLocation: http://127.0.0.1/\r\n\r\n"), "302 Found"),
+        (endless, "larger than"),
+    ],
+    ids=["unwell", "nothing", "no books", "elsewhere", "endless"],
+)
+async def test_what_is_no_daemon_is_named_with_the_reason(speak: Speak, why: str) -> None:
+    async with daemon(speak) as url:
+        found = await read_books([url])
+    assert not found.are_known
+    assert found.away[0].startswith(f"{url}: ")
+    assert why in found.away[0]
+
+
+async def test_a_daemon_that_does_not_finish_is_not_waited_for(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(books, "TIMEOUT_S", 0.05)
+    async with daemon(well) as url, daemon(never_done) as slow:
+        found = await read_books([slow, url])
+    assert found.away == [f"{slow}: no answer within 0.05 s"]
+    assert found.received == 10
