@@ -32,12 +32,15 @@ class Cache:
         self._entries: OrderedDict[Hashable, Entry] = OrderedDict()
         self._bytes = 0
         self._under_way: dict[Hashable, asyncio.Task[Entry]] = {}
+        self.clears = 0
+        """How often everything was forgotten: whoever keeps something elsewhere can tell that it is old."""
 
     def clear(self) -> None:
         """Forget everything, also what is being computed: it may have seen what was before."""
         self._entries.clear()
         self._bytes = 0
         self._under_way.clear()
+        self.clears += 1
 
     async def get(self, key: Hashable, compute: Callable[[], Awaitable[bytes]]) -> Entry:
         """The entry, computed unless it is there. Errors of `compute` go to all who wait, and are not kept."""

@@ -43,6 +43,7 @@ class Viewers:
     def __init__(self, api_url: str) -> None:
         self._address = urlsplit(api_url)
         self._tasks: list[asyncio.Task[None]] = []
+        self._came = 0
         self.events = 0
         self.bytes = 0
 
@@ -51,7 +52,7 @@ class Viewers:
         self._tasks += [asyncio.create_task(self._follow(), name="viewer") for _ in range(count)]
 
         async def have_all_come() -> bool:
-            return self.events >= count
+            return self._came == len(self._tasks)
 
         await eventually(have_all_come, PATIENCE_S)
 
@@ -67,6 +68,8 @@ class Viewers:
         reader, writer = await asyncio.open_connection(host, port)
         writer.write(f"GET /live HTTP/1.1\r\nHost: {host}\r\n\r\n".encode())
         with contextlib.closing(writer):
+            await reader.readuntil(b"event: parts")
+            self._came += 1
             while line := await reader.readline():
                 self.bytes += len(line)
                 self.events += line.startswith(b"event: parts")

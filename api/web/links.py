@@ -148,7 +148,6 @@ async def _show_gone(visit: Visit, status: int, vehicle_id: str) -> Response:
 
 
 def _done(visit: Visit, what: Done, link: Link) -> Response:
-    visit.site.watch.forget()
     return RedirectResponse(f"{Chosen(vehicle_id=link.vehicle_id, show='all').address}&done={what}", 303)
 
 

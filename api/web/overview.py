@@ -13,6 +13,7 @@ from typing import Generic, TypeVar
 
 from msgspec import Struct
 
+from api.cache import Cache
 from api.contract import Sidecar
 from api.web.books import Books, read_books
 from sql.analytics import FleetPerformance, Rules, fleet, performances
@@ -73,26 +74,29 @@ class Overview(Struct, frozen=True):
 class Kept(Generic[T]):
     """What a look-up found, until it is too old. Whoever asks meanwhile waits for the one look-up under way."""
 
-    def __init__(self, every_s: float, find: Callable[[], Awaitable[T]]) -> None:
+    def __init__(self, every_s: float, find: Callable[[], Awaitable[T]], cache: Cache) -> None:
+        """When the cache is cleared, since links have changed or the like, this is too old as well."""
         self._every_s = every_s
         self._find = find
+        self._cache = cache
+        self._clears = cache.clears
         self._looking: asyncio.Task[T] | None = None
         self._good_until_s = 0.0
 
     async def get(self) -> T:
         """As it is, or looked up anew. A failure goes to all who wait, and to those who come soon after."""
         task = self._looking
-        if task is None or (task.done() and time.monotonic() >= self._good_until_s):
+        if task is None or self._is_old(task):
+            self._clears = self._cache.clears
             task = self._looking = asyncio.create_task(self._look(), name="overview")
-            task.add_done_callback(
-                lambda done: done.cancelled() or done.exception()
-            )  # also where nobody waits any more
+            # The error is taken note of, also where everybody who waited has gone.
+            task.add_done_callback(lambda done: done.cancelled() or done.exception())
         # One of many who wait may go away; the others still want the answer.
         return await asyncio.shield(task)
 
-    def forget(self) -> None:
-        """Look it up anew next time, also where that is under way: it may have seen what was before."""
-        self._looking = None
+    def _is_old(self, task: asyncio.Task[T]) -> bool:
+        # Also one that is under way, if it may have seen what was before.
+        return self._clears != self._cache.clears or (task.done() and time.monotonic() >= self._good_until_s)
 
     async def _look(self) -> T:
         try:
@@ -112,13 +116,14 @@ class Watch:
         self._database = sidecar.database
         self._daemon_urls = settings.daemon_url_list
         self._rules = Rules(low_efficiency=settings.low_efficiency, power_max_kw=settings.power_max_kw)
-        self._heard = Kept(INTERVAL_S, self._count_heard)
-        self._books = Kept(INTERVAL_S, partial(read_books, settings.daemon_url_list))
-        self._silent = {kind: Kept(INTERVAL_S, partial(self._find_silent, kind)) for kind in (METER, VEHICLE)}
-        self._fleet = Kept(FLEET_EVERY_S, self._find_fleet)
-        self._worst = Kept(SLOW_EVERY_S, self._find_worst)
-        self._hours = Kept(SLOW_EVERY_S, self._find_hours)
-        self._rejected = Kept(SLOW_EVERY_S, self._count_rejected)
+        cache = sidecar.cache
+        self._heard = Kept(INTERVAL_S, self._count_heard, cache)
+        self._books = Kept(INTERVAL_S, partial(read_books, settings.daemon_url_list), cache)
+        self._silent = {kind: Kept(INTERVAL_S, partial(self._find_silent, kind), cache) for kind in (METER, VEHICLE)}
+        self._fleet = Kept(FLEET_EVERY_S, self._find_fleet, cache)
+        self._worst = Kept(SLOW_EVERY_S, self._find_worst, cache)
+        self._hours = Kept(SLOW_EVERY_S, self._find_hours, cache)
+        self._rejected = Kept(SLOW_EVERY_S, self._count_rejected, cache)
 
     async def overview(self) -> Overview:
         """Everything; raises ProblemError where the database is away."""
@@ -144,13 +149,6 @@ class Watch:
     async def silent(self, kind: Kind, prefix: str) -> list[Silent]:
         """The devices that have been silent for the longest, of those whose ids begin so."""
         return await self._find_silent(kind, prefix) if prefix else await self._silent[kind].get()
-
-    def forget(self) -> None:
-        """Links have changed, or readings came in from elsewhere: look at what follows from them anew."""
-        for kept in (self._fleet, self._worst, self._hours, self._rejected):
-            kept.forget()
-        for silent in self._silent.values():
-            silent.forget()
 
     async def _count_heard(self) -> dict[str, Heard]:
         now = datetime.now(UTC)

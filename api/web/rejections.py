@@ -70,8 +70,6 @@ async def try_them(visit: Visit) -> Response:
         visit.sidecar,
         Replay(dry_run=is_dry, reason=wanted.reason, device=wanted.device, limit=REPLAY_MAX, cursor=wanted.cursor),
     )
-    if not is_dry:
-        visit.site.watch.forget()
     return visit.render("replay.html", wanted=wanted, report=report, sums=_sums(report))
 
 

@@ -4,6 +4,7 @@ import asyncio
 
 import pytest
 
+from api.cache import Cache
 from api.web import overview
 from api.web.overview import Kept
 
@@ -25,6 +26,12 @@ class Lookup:
         return count
 
 
+@pytest.fixture
+def cache() -> Cache:
+    """What is cleared when links change."""
+    return Cache(10.0, lambda _: None)
+
+
 async def some(kept: Kept[int], waiting: int) -> list[asyncio.Task[int]]:
     """That many who ask at the same time."""
     tasks = [asyncio.create_task(kept.get()) for _ in range(waiting)]
@@ -32,9 +39,9 @@ async def some(kept: Kept[int], waiting: int) -> list[asyncio.Task[int]]:
     return tasks
 
 
-async def test_those_who_ask_at_the_same_time_wait_for_one_look() -> None:
+async def test_those_who_ask_at_the_same_time_wait_for_one_look(cache: Cache) -> None:
     lookup = Lookup()
-    kept = Kept(3600.0, lookup)
+    kept = Kept(3600.0, lookup, cache)
     tasks = await some(kept, 20)
     lookup.may_end.set()
     assert await asyncio.gather(*tasks) == [1] * 20
@@ -42,26 +49,26 @@ async def test_those_who_ask_at_the_same_time_wait_for_one_look() -> None:
     assert lookup.count == 1
 
 
-async def test_what_is_too_old_is_looked_up_anew() -> None:
+async def test_what_is_too_old_is_looked_up_anew(cache: Cache) -> None:
     lookup = Lookup()
     lookup.may_end.set()
-    kept = Kept(0.0, lookup)
+    kept = Kept(0.0, lookup, cache)
     assert [await kept.get(), await kept.get()] == [1, 2]
 
 
-async def test_one_who_goes_away_takes_nothing_from_the_others() -> None:
+async def test_one_who_goes_away_takes_nothing_from_the_others(cache: Cache) -> None:
     lookup = Lookup()
-    first, second = await some(kept := Kept(3600.0, lookup), 2)
+    first, second = await some(kept := Kept(3600.0, lookup, cache), 2)
     first.cancel()
     await asyncio.wait([first])
     lookup.may_end.set()
     assert await second == await kept.get() == 1
 
 
-async def test_a_failure_is_told_to_all_and_not_repeated_by_each(monkeypatch: pytest.MonkeyPatch) -> None:
+async def test_a_failure_is_told_to_all_and_not_repeated_by_each(cache: Cache, monkeypatch: pytest.MonkeyPatch) -> None:
     lookup = Lookup()
     lookup.fails = True
-    kept = Kept(0.0, lookup)
+    kept = Kept(0.0, lookup, cache)
     tasks = await some(kept, 20)
     lookup.may_end.set()
     found = await asyncio.gather(*tasks, return_exceptions=True)
@@ -71,15 +78,15 @@ async def test_a_failure_is_told_to_all_and_not_repeated_by_each(monkeypatch: py
     assert lookup.count == 1
     monkeypatch.setattr(overview, "FAILED_S", 0.0)
     lookup.fails = False
-    kept.forget()
+    cache.clear()
     assert await kept.get() == 2
 
 
-async def test_what_is_forgotten_while_it_is_looked_up_is_looked_up_again() -> None:
+async def test_what_is_cleared_while_it_is_looked_up_is_looked_up_again(cache: Cache) -> None:
     lookup = Lookup()
-    kept = Kept(3600.0, lookup)
+    kept = Kept(3600.0, lookup, cache)
     (before,) = await some(kept, 1)
-    kept.forget()
+    cache.clear()
     (after,) = await some(kept, 1)
     lookup.may_end.set()
     assert [await before, await after, await kept.get()] == [1, 2, 2]

@@ -34,8 +34,15 @@ function follow() {
   events.addEventListener("trouble", (event) => say(`The figures stand still: ${event.data}`));
   events.addEventListener("error", () => {
     say("The connection is lost, the figures stand still. Trying again …");
-    if (events.readyState === EventSource.CLOSED) setTimeout(follow, 5000);
+    // The browser tries again by itself, unless it was refused.
+    if (events.readyState === EventSource.CLOSED) setTimeout(comeBack, 5000);
   });
+}
+
+async function comeBack() {
+  const answer = await fetch("/devices").catch(() => null);
+  if (answer?.status === 401) location.reload(); // the session is over: to the sign-in
+  else follow();
 }
 
 async function refreshTable() {
