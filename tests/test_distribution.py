@@ -499,6 +499,7 @@ def sample(type_name: str, n: int, devices: list[str]) -> Any:
         "text": devices[0],
         "regclass": "meter_reading",
         "timestamptz": START + timedelta(hours=n),
+        "interval": timedelta(minutes=5),
         "float8": 60.0,
         "int4": 10,
         "int8": 10,
