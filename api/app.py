@@ -23,7 +23,6 @@ from api.database import open_database
 from api.errors import (
     CLIENT_GONE,
     ProblemError,
-    on_http_exception,
     on_problem,
     request_id_of,
     respond,
@@ -33,7 +32,7 @@ from api.metrics import Metrics
 from api.openapi import document
 from api.routes import ALIAS, by_path
 from api.settings import ApiSettings
-from api.web import site
+from api.web import pages, site
 from daemon.readings import ReceiptClock
 from sql.flood import Flood
 from sql.partitions import Days
@@ -67,7 +66,7 @@ def build_app(settings: ApiSettings) -> Starlette:
     app = Starlette(
         routes=[*_routes(), *site.routes(lambda: app.state.site)],
         middleware=[Middleware(Access, metrics=metrics, only_this_machine=gate.is_open), *_cors(settings)],
-        exception_handlers={HTTPException: on_http_exception, ProblemError: on_problem},
+        exception_handlers={HTTPException: pages.on_http_exception, ProblemError: on_problem},
         lifespan=lifespan,
     )
     app.router.redirect_slashes = False

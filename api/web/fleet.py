@@ -3,6 +3,7 @@
 from collections.abc import AsyncIterator, Mapping
 from typing import Annotated, Literal
 
+import anyio
 from msgspec import Meta, Struct
 from sse_starlette import EventSourceResponse, ServerSentEvent
 from starlette.responses import RedirectResponse, Response
@@ -19,6 +20,8 @@ from sql.overview import Silent, list_silent
 PARTS = ("lost", "worst", "flow")
 """The parts of the page that move, each a template of its own, named as its element."""
 STREAM_PING_S = 15
+FAREWELL_S = 2.0
+"""For which streams may go on when the sidecar stops: there is an event a second. Less than `api.server.GRACE_S`."""
 
 
 class Chosen(Struct, frozen=True):
@@ -58,13 +61,20 @@ async def stream(visit: Visit) -> Response:
         raise unavailable("Too many viewers are looking; the figures on the page stay as they are")
     if visit.request.method == "HEAD":  # nobody follows what has no body
         return Response(media_type="text/event-stream", headers={"Cache-Control": "no-store"})
-    return EventSourceResponse(follow(visit), ping=STREAM_PING_S, headers={"Cache-Control": "no-store"})
+    leaving = anyio.Event()  # set when the sidecar stops; then there is a moment to end in good order
+    return EventSourceResponse(
+        follow(visit, leaving),
+        ping=STREAM_PING_S,
+        headers={"Cache-Control": "no-store"},
+        shutdown_event=leaving,
+        shutdown_grace_period=FAREWELL_S,
+    )
 
 
-async def follow(visit: Visit) -> AsyncIterator[ServerSentEvent]:
-    """What the viewer is sent, until the session is over or its token is revoked."""
+async def follow(visit: Visit, leaving: anyio.Event) -> AsyncIterator[ServerSentEvent]:
+    """What the viewer is sent, until the session is over, its token is revoked, or the sidecar stops."""
     async for event in visit.site.live.events():
-        if visit.site.visitors.of(visit.request) is None:
+        if leaving.is_set() or visit.site.visitors.of(visit.request) is None:
             break
         yield event
 

@@ -14,11 +14,12 @@ from urllib.parse import parse_qsl, quote
 import msgspec
 from jinja2 import Environment, PackageLoader, StrictUndefined
 from msgspec import Struct
+from starlette.exceptions import HTTPException
 from starlette.requests import ClientDisconnect, Request
 from starlette.responses import RedirectResponse, Response
 from starlette.routing import Route
 
-from api import bodies, params
+from api import bodies, errors, params
 from api.auth import Role
 from api.contract import JSON, Sidecar
 from api.errors import CLIENT_GONE, TITLES, ProblemError, request_id_of, respond, respond_to_bug
@@ -47,6 +48,8 @@ COMPRESS_FROM_BYTES = 1024
 FIELDS_MAX = 50
 """Of a form."""
 SIGN_IN = "/sign-in"
+PROGRAMS = ("/v1/", "/api/")
+"""What is below answers programs, whoever asks."""
 
 
 class Site(Struct, frozen=True):
@@ -125,6 +128,17 @@ def route(path: str, pages: dict[str, Page], site_of: Callable[[], Site]) -> Rou
     return Route(path, answer, methods=list(pages))
 
 
+async def on_http_exception(request: Request, error: Exception) -> Response:
+    """Starlette's hook for what its router raises: a page for people, a problem document for programs."""
+    is_for_people = "text/html" in request.headers.get("accept", "") and not request.url.path.startswith(PROGRAMS)
+    if not is_for_people or not isinstance(error, HTTPException):
+        return await errors.on_http_exception(request, error)
+    site: Site = request.app.state.site
+    details = {404: "There is no such page. Find a device by its id, or go to the fleet."}
+    problem = ProblemError(error.status_code, details.get(error.status_code, error.detail), error.headers)
+    return _error_page(problem, request, site, site.visitors.of(request))
+
+
 async def _perform(page: Page, request: Request, site: Site) -> Response:
     visitor = site.visitors.of(request)
     request.scope["state"]["token"] = visitor.name if visitor and visitor.is_signed_in else None
@@ -162,6 +176,10 @@ def _to_sign_in(page: Page, request: Request) -> Response:
 def _show(error: ProblemError, page: Page, request: Request, site: Site, visitor: Visitor | None) -> Response:
     if page.is_for_scripts:
         return respond(error, request_id_of(request))
+    return _error_page(error, request, site, visitor)
+
+
+def _error_page(error: ProblemError, request: Request, site: Site, visitor: Visitor | None) -> Response:
     title = TITLES.get(error.status, ("", "Something went wrong"))[1]
     shown = render(site, request, visitor, "error.html", error.status, title=title, detail=error.detail)
     shown.headers.update(error.headers)

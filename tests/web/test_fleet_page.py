@@ -1,8 +1,12 @@
 """The first page as it comes from the sidecar, and the overview that it shows."""
 
+import json
 import re
+import signal
+import urllib.request
 from collections.abc import Callable
 from datetime import timedelta
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -12,6 +16,7 @@ from api.app import build_app
 from api.web import overview
 from api.web.books import read_books
 from tests.api.conftest import NOW, client, client_of, meter, settings, tokens, vehicle
+from tests.api.server import sidecar
 
 __all__ = ["client", "tokens"]
 AWAY = "http://127.0.0.1:9"
@@ -136,3 +141,15 @@ def test_who_has_no_cookie_is_led_to_the_sign_in(
         assert (answer.status_code, answer.headers["location"]) == (303, "/sign-in?next=/%3Fkind%3Dmeter")
         assert client.get("/devices", follow_redirects=False).status_code == 401
         assert client.get("/live", follow_redirects=False).status_code == 401
+
+
+def test_a_sidecar_that_is_stopped_ends_its_streams_in_good_order(tmp_path: Path, database_url: str) -> None:
+    with (
+        sidecar(tmp_path, database_url, DAEMON_URLS="none") as running,
+        urllib.request.urlopen(f"{running.url}/live", timeout=30) as stream,
+    ):
+        assert stream.readline() == b"event: parts\r\n"
+        running.process.signal(signal.SIGTERM)
+        assert stream.read()  # to its end
+    levels = {json.loads(line)["level"] for line in running.process.log.read_text().splitlines()}
+    assert levels == {"info"}

@@ -159,3 +159,14 @@ def test_who_has_signed_in_is_named_and_can_leave(door: Door) -> None:
     browser = door.signed_in("read")
     assert "Sign out a-read" in browser.get("/").text
     assert form_key(browser, "/")
+
+
+def test_where_nothing_is_people_get_a_page_and_programs_a_problem_document(site: TestClient) -> None:
+    browser = {"Accept": "text/html,application/xhtml+xml"}
+    page = site.get("/nothing/here", headers=browser)
+    assert page.status_code == 404
+    assert "There is no such page" in page.text
+    check_security(page)
+    assert site.put("/links", headers=browser).headers["content-type"].startswith("text/html")
+    check_problem(site.get("/nothing/here"), 404)
+    check_problem(site.get("/v1/nothing", headers=browser), 404)

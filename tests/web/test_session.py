@@ -4,6 +4,7 @@ import asyncio
 from collections.abc import Callable
 from pathlib import Path
 
+import anyio
 import pytest
 from starlette.requests import Request
 from starlette.testclient import TestClient
@@ -109,7 +110,7 @@ async def test_a_revoked_token_ends_the_stream_that_was_begun_with_it(
         site = app.state.site
         visitor = site.visitors.sign_in(known["read"])
         request = Request({"type": "http", "headers": [(b"cookie", f"{COOKIE}={visitor.session}".encode())]})
-        events = fleet.follow(Visit(site, request, visitor))
+        events = fleet.follow(Visit(site, request, visitor), anyio.Event())
         assert (await anext(events)).event == "parts"
         await asyncio.to_thread(Path(path).write_text, "")
         with pytest.raises(StopAsyncIteration):
