@@ -58,13 +58,11 @@ verdict AS MATERIALIZED (
     WHERE status <> 'odd'
     GROUP BY status
 ),
--- The counts tell whether there is anything to look for.
-apart AS (SELECT (SELECT count(*) FROM meter) - coalesce(sum(meters), 0) AS meters FROM verdict),
 unlinked_meter AS MATERIALIZED (
     SELECT meter_id, kwh
     FROM meter
     WHERE
-        (SELECT meters FROM apart) > 0
+        (SELECT count(*) FROM meter) > (SELECT coalesce(sum(meters), 0) FROM verdict)
         AND kwh IS NOT NULL
         AND NOT EXISTS (SELECT FROM link WHERE link.meter_id = meter.meter_id)
 ),
@@ -81,9 +79,12 @@ UNION ALL
 SELECT 'worst', vehicle_id, 1, ac_kwh, dc_kwh, coverage, status
 FROM worst
 UNION ALL
-SELECT DISTINCT 'odd vehicle', vehicle_id, 1, 0.0, 0.0, 0.0, ''
-FROM judged
-WHERE status = 'odd'
+-- Here and below the counts tell whether there is anything to look for: whoever is judged, or measured, has live state.
+SELECT 'odd vehicle', known.vehicle_id, 1, 0.0, 0.0, 0.0, ''
+FROM vehicle_status AS known
+WHERE
+    (SELECT coalesce(sum(vehicles), 0) FROM verdict) < (SELECT count(*) FROM vehicle_status)
+    AND NOT EXISTS (SELECT FROM judged WHERE judged.vehicle_id = known.vehicle_id AND judged.status <> 'odd')
 UNION ALL
 SELECT DISTINCT 'odd vehicle', known.vehicle_id, 1, 0.0, 0.0, 0.0, ''
 FROM (
@@ -91,14 +92,15 @@ FROM (
     UNION ALL
     SELECT id FROM device WHERE kind = 'vehicle'
 ) AS known
-WHERE known.vehicle_id NOT IN (SELECT vehicle_id FROM vehicle)
+WHERE known.vehicle_id NOT IN (SELECT vehicle_id FROM vehicle_status)
 UNION ALL
 SELECT 'unlinked meters', '', 0, sum(kwh), 0.0, 0.0, ''
 FROM unlinked_meter
 UNION ALL
-SELECT 'odd meter', meter_id, 0, 0.0, 0.0, 0.0, ''
-FROM meter
+SELECT 'odd meter', known.meter_id, 0, 0.0, 0.0, 0.0, ''
+FROM meter_status AS known
 WHERE
-    (SELECT meters FROM apart) > (SELECT count(*) FROM unlinked_meter)
-    AND NOT EXISTS (SELECT FROM judged WHERE judged.meter_id = meter.meter_id AND judged.status <> 'odd')
-    AND NOT EXISTS (SELECT FROM unlinked_meter WHERE unlinked_meter.meter_id = meter.meter_id);
+    (SELECT coalesce(sum(meters), 0) FROM verdict) + (SELECT count(*) FROM unlinked_meter)
+    < (SELECT count(*) FROM meter_status)
+    AND NOT EXISTS (SELECT FROM judged WHERE judged.meter_id = known.meter_id AND judged.status <> 'odd')
+    AND NOT EXISTS (SELECT FROM unlinked_meter WHERE unlinked_meter.meter_id = known.meter_id);

@@ -1,31 +1,71 @@
--- What each known device of a kind comes to in the hours from $1 to $3: a part of `sum_fleet`, which has the parameters.
+-- What the devices of a kind come to in the hours from $1 to $3: a part of `sum_fleet`, which has the parameters.
 --
--- kWh are null where subtraction cannot tell: the device has no reading in the first or the last hour, or a late one, or
--- is read as a counter while what counters count is not complete. It begins with the live state, of which each device has
--- one row, so that the planner knows how many there are.
+-- Adds up to three cells of a device: the first hour as what its day had come to before it, taken away; the last hour as what
+-- its own day has come to; and the day of the first, where they are not of one day. kWh are null where that cannot tell:
+-- there is no cell of the first or of the last hour (`ends` is 3 where both are there), or the device is read as a counter
+-- while what counters count is not complete. One that has late readings lacks its first.
 SELECT
-    known.{device_id},
+    part.{device_id},
     CASE
+        WHEN part.ends <> 3
+        THEN NULL
         WHEN coalesce(device.energy_mode, 'interval') = 'interval'
-        THEN last.day_kwh_interval + coalesce(day.kwh_interval, 0) - (first.day_kwh_interval - first.kwh_interval)
+        THEN part.kwh_interval
         WHEN NOT $12
         THEN NULL
         WHEN device.energy_mode = 'register'
-        THEN last.day_kwh_register + coalesce(day.kwh_register, 0) - (first.day_kwh_register - first.kwh_register)
-        ELSE last.day_kwh_session + coalesce(day.kwh_session, 0) - (first.day_kwh_session - first.kwh_session)
+        THEN part.kwh_register
+        ELSE part.kwh_session
     END AS kwh,
-    last.day_covered_s
-    + coalesce(day.covered_s, 0)
-    - (first.day_covered_s - first.covered_s)
-    -- What is covered over midnight, at the beginning and at the end.
-    + coalesce(
-        least(day.trail_s + last.day_lead_s, day.last_cadence_s + last.day_first_cadence_s), 0
-    )
-    + least(first.first_cadence_s, first.lead_s)
-    + least(last.last_cadence_s, last.trail_s) AS covered_s
-FROM {kind}_status AS known
-LEFT JOIN {kind}_hour AS first
-    ON first.{device_id} = known.{device_id} AND first.hour = $1 AND first.{device_id} <> ALL ({late}::text[])
-LEFT JOIN {kind}_hour AS last ON last.{device_id} = known.{device_id} AND last.hour = $3
-LEFT JOIN {kind}_day AS day ON day.{device_id} = known.{device_id} AND day.day = $4 AND $4 < $5
-LEFT JOIN device ON device.kind = '{kind}' AND device.id = known.{device_id};
+    -- Of the silence over midnight, what lies within one cadence of a reading.
+    part.covered_s + least(part.silence_s, part.reach_s) AS covered_s
+FROM (
+    SELECT
+        {device_id},
+        sum(ends) AS ends,
+        sum(kwh_interval) AS kwh_interval,
+        sum(kwh_register) AS kwh_register,
+        sum(kwh_session) AS kwh_session,
+        sum(covered_s) AS covered_s,
+        sum(silence_s) AS silence_s,
+        sum(reach_s) AS reach_s
+    FROM (
+        SELECT
+            {device_id},
+            1 AS ends,
+            kwh_interval - day_kwh_interval AS kwh_interval,
+            kwh_register - day_kwh_register AS kwh_register,
+            kwh_session - day_kwh_session AS kwh_session,
+            covered_s - day_covered_s + least(first_cadence_s, lead_s) AS covered_s,
+            0.0 AS silence_s,
+            0.0 AS reach_s
+        FROM {kind}_hour
+        WHERE hour = $1 AND {device_id} <> ALL ({late}::text[])
+        UNION ALL
+        SELECT
+            {device_id},
+            2,
+            day_kwh_interval,
+            day_kwh_register,
+            day_kwh_session,
+            day_covered_s + least(last_cadence_s, trail_s),
+            CASE WHEN $4::timestamptz < $5::timestamptz THEN day_lead_s ELSE 0.0 END,
+            CASE WHEN $4::timestamptz < $5::timestamptz THEN day_first_cadence_s ELSE 0.0 END
+        FROM {kind}_hour
+        WHERE hour = $3
+        UNION ALL
+        SELECT
+            {device_id},
+            0,
+            kwh_interval,
+            kwh_register,
+            kwh_session,
+            covered_s,
+            trail_s,
+            last_cadence_s
+        FROM {kind}_day
+        WHERE day = $4::timestamptz AND $4::timestamptz < $5::timestamptz
+    ) AS cell
+    GROUP BY {device_id}
+) AS part
+LEFT JOIN device ON device.kind = '{kind}' AND device.id = part.{device_id};
