@@ -96,12 +96,12 @@ async def correct(call: Call[VehiclePath, NoQuery, Correction]) -> Response:
     return answer(await mend(call.sidecar, call.path.vehicle_id, call.body))
 
 
-async def mend(sidecar: Sidecar, vehicle_id: str, wanted: Correction) -> Link:
-    """Correct a link; raises ProblemError 404, 409 or 422."""
+async def mend(sidecar: Sidecar, vehicle_id: str, wanted: Correction, seen: Link | None = None) -> Link:
+    """Correct a link, with `seen` only if it still is so; raises ProblemError 404, 409 or 422."""
 
     async def change(connection: Connection) -> Link | None:
         link = Link(vehicle_id, wanted.meter_id, wanted.valid_from, wanted.valid_to)
-        return await links.correct(connection, wanted.corrects, link)
+        return await links.correct(connection, wanted.corrects, link, seen)
 
     if corrected := await _change(sidecar, change, wanted.valid_to):
         return corrected

@@ -22,6 +22,9 @@ from sql.pool import Connection
 from sql.queries import query
 from sql.store import METER, VEHICLE, Kind
 
+COVERED = 0.9
+"""The share of a step behind which a counter's next step has no energy of a silence to speak of."""
+
 
 class Rules(Struct, frozen=True):
     """What an answer depends on besides the readings."""
@@ -80,11 +83,6 @@ class Performance(Struct, frozen=True, rename="camel", kw_only=True):
     fleet_ac_kwh: float | None = None
     fleet_dc_kwh: float | None = None
 
-    @property
-    def judged_efficiency(self) -> float | None:
-        """The efficiency where it says something: not of little energy, nor of a few readings."""
-        return self.efficiency if self.status in ("ok", "low_efficiency", "above_unity") else None
-
 
 class FleetPerformance(Struct, frozen=True, rename="camel", kw_only=True):
     """The energy of all vehicles and meters in the window [start, end)."""
@@ -133,6 +131,26 @@ async def performance(
         return None
     (answer,) = answers
     return answer if answer.meters else await _with_fleet_share(connection, answer, _Window(start, end, rules))
+
+
+def judged_efficiencies(steps: Sequence[Performance]) -> list[float | None]:
+    """The efficiency of each of some windows that follow each other, where it says something.
+
+    It does not where there is little energy or there are few readings; nor where a counter, on either side, comes back
+    from a silence: its first reading then has the energy of the whole silence.
+    """
+    before = [None, *steps[:-1]]
+    return [
+        step.efficiency
+        if step.status in ("ok", "low_efficiency", "above_unity") and not _is_behind_silence(previous, step)
+        else None
+        for previous, step in zip(before, steps, strict=True)
+    ]
+
+
+def _is_behind_silence(previous: Performance | None, step: Performance) -> bool:
+    counts = step.energy_mode != "interval" or any(share.energy_mode != "interval" for share in step.meters)
+    return counts and (previous is None or previous.coverage < COVERED)
 
 
 async def performances(

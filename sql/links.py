@@ -97,18 +97,18 @@ async def unpair(connection: Connection, vehicle_id: str, since: datetime | None
     return _link(row) if row else None
 
 
-async def correct(connection: Connection, valid_from: datetime, wanted: Link) -> Link | None:
+async def correct(connection: Connection, valid_from: datetime, wanted: Link, seen: Link | None = None) -> Link | None:
     """Put `wanted` in the place of its vehicle's link that begins at `valid_from`, and return it.
 
-    None where there is no such link, unless the one that is wanted is there: a correction may be sent again. Raises
-    LinkOverlapError or LinkRangeError; then nothing has changed.
+    None where there is no such link, or where it is not as it was `seen`, unless the one that is wanted is there: a
+    correction may be sent again. Raises LinkOverlapError or LinkRangeError; then nothing has changed.
     """
     async with transaction(connection, isolation="read_committed"):
         _check_range(wanted, await _turn(connection))
         overlapped = await _overlapped(connection, wanted)
         at_that_time = await list_links(connection, vehicle_id=wanted.vehicle_id, at=valid_from, limit=1)
         old = next((link for link in at_that_time if link.valid_from == valid_from), None)
-        if old is None:
+        if old is None or (seen is not None and old != seen):
             return wanted if wanted in overlapped else None
         for link in overlapped:
             if link != old:

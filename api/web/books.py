@@ -1,7 +1,9 @@
 """The daemons' books, asked for over HTTP: where every reading is. The sidecar itself receives none."""
 
 import asyncio
+import socket
 from collections.abc import Sequence
+from typing import Any
 from urllib.parse import urlsplit
 
 import msgspec
@@ -12,6 +14,9 @@ from api.params import shown
 TIMEOUT_S = 1.0
 """For the whole answer."""
 ANSWER_BYTES_MAX = 256 * 1024
+
+
+_lookups: dict[str, asyncio.Future[Any]] = {}
 
 
 class _Readings(Struct, rename="camel"):
@@ -89,12 +94,27 @@ async def _ask(url: str) -> _Status | str:
         return f"{url}: {error or type(error).__name__}"
 
 
+async def _resolve(host: str, port: int) -> str:
+    """An address of the host. A look-up cannot be cancelled, so there is never more than one of a name under way."""
+    task = _lookups.get(host)
+    if task is None:
+        task = _lookups[host] = asyncio.ensure_future(
+            asyncio.get_running_loop().getaddrinfo(host, port, type=socket.SOCK_STREAM)
+        )
+        task.add_done_callback(lambda done: (_lookups.pop(host, None), done.cancelled() or done.exception()))
+    found = await asyncio.shield(task)
+    return str(found[0][4][0])
+
+
 async def _get(url: str) -> bytes:
     """The body of `/status`. HTTP/1.0, so that it comes in one piece and ends with the connection."""
     address = urlsplit(url)
     is_tls = address.scheme == "https"
     port = address.port or (443 if is_tls else 80)
-    reader, writer = await asyncio.open_connection(address.hostname, port, ssl=is_tls or None)
+    host = address.hostname or ""
+    reader, writer = await asyncio.open_connection(
+        await _resolve(host, port), port, ssl=is_tls or None, server_hostname=host if is_tls else None
+    )
     try:
         writer.write(f"GET /status HTTP/1.0\r\nHost: {address.netloc}\r\nAccept: application/json\r\n\r\n".encode())
         answer = b""

@@ -19,7 +19,7 @@ from itertools import groupby
 
 from msgspec import Struct, field
 
-from sql.analytics import Performance, Rules, performances
+from sql.analytics import COVERED, Performance, Rules, judged_efficiencies, performances
 from sql.cells import Total
 from sql.chart import Span, Steps, gauges, meter_steps, spans, step_floor, vehicle_steps
 from sql.devices import EnergyMode
@@ -31,6 +31,8 @@ from sql.store import METER, VEHICLE
 Column = list[float | None]
 
 KW_DIGITS = 4
+COVERED_MIN = 0.5
+"""The share of a step that readings cover where they say what its power was."""
 GAUGE_DIGITS = 2
 BARS_BY_HOUR_MAX = 8 * DAY
 """The longest window whose energy is shown by hour and not by day."""
@@ -85,7 +87,8 @@ async def vehicle_data(
     ac_kwh = [one.ac_kwh if one.meter_samples else None for one in steps.found]
     dc_kwh = [one.dc_kwh if one.samples and one.meters else None for one in steps.found]
     unlinked_kwh = [_unlinked_kwh(one) for one in steps.found]
-    mode = steps.found[0].energy_mode
+    modes = [one.energy_mode for one in steps.found]
+    covered = [one.vehicle_coverage for one in steps.found]
     meter_modes = [one.meters[0].energy_mode if one.meters else "interval" for one in steps.found]
     return VehicleData(
         start=_unix(start),
@@ -95,14 +98,14 @@ async def vehicle_data(
         ac_kwh=ac_kwh,
         dc_kwh=dc_kwh,
         dc_unlinked_kwh=unlinked_kwh,
-        ac_kw=_power(steps.spans, steps.step, ac_kwh, meter_modes),
-        dc_kw=_power(steps.spans, steps.step, dc_kwh, [mode] * len(dc_kwh)),
-        dc_unlinked_kw=_power(steps.spans, steps.step, unlinked_kwh, [mode] * len(dc_kwh)),
+        ac_kw=_power(steps.spans, steps.step, ac_kwh, meter_modes, [one.meter_coverage for one in steps.found]),
+        dc_kw=_power(steps.spans, steps.step, dc_kwh, modes, covered),
+        dc_unlinked_kw=_power(steps.spans, steps.step, unlinked_kwh, modes, covered),
         soc=_gauge(shown, "soc"),
         battery_temp=_gauge(shown, "battery_temp"),
         efficiency_step_s=_seconds(judged.step),
         efficiency_times=_times(judged.spans),
-        efficiency=[one.judged_efficiency for one in judged.found],
+        efficiency=judged_efficiencies(judged.found),
         low_efficiency=rules.low_efficiency,
     )
 
@@ -114,6 +117,10 @@ async def meter_data(
     steps = await meter_steps(connection, meter_id, energy_mode, start, end, rules.power_max_kw)
     shown = await gauges(connection, METER, meter_id, start, end, steps.step)
     ac_kwh = [round(one.kwh, DIGITS) if one.samples else None for one in steps.found]
+    covered = [
+        one.covered_s / (ends - begins).total_seconds()
+        for one, (begins, ends) in zip(steps.found, steps.spans, strict=True)
+    ]
     bar = max(steps.step, HOUR if end - start <= BARS_BY_HOUR_MAX else DAY)
     bars = _summed(steps, bar)
     return MeterData(
@@ -122,7 +129,7 @@ async def meter_data(
         step_s=_seconds(steps.step),
         times=_times(steps.spans),
         ac_kwh=ac_kwh,
-        ac_kw=_power(steps.spans, steps.step, ac_kwh, [energy_mode] * len(ac_kwh)),
+        ac_kw=_power(steps.spans, steps.step, ac_kwh, [energy_mode] * len(ac_kwh), covered),
         voltage=_gauge(shown, "voltage"),
         energy_step_s=_seconds(bar),
         energy_times=[_unix(begins) for begins in bars],
@@ -152,13 +159,20 @@ def _unlinked_kwh(one: Performance) -> float | None:
     return one.dc_kwh_unlinked
 
 
-def _power(cut: Sequence[Span], step: timedelta, kwh: Column, modes: Sequence[EnergyMode]) -> Column:
+def _power(
+    cut: Sequence[Span], step: timedelta, kwh: Column, modes: Sequence[EnergyMode], coverage: Sequence[float]
+) -> Column:
+    """On average over what readings cover of each step; None where that is little, or nothing tells."""
     power: Column = []
-    for number, ((start, end), energy, mode) in enumerate(zip(cut, kwh, modes, strict=True)):
+    covered_before = 0.0
+    for (start, end), energy, mode, covered in zip(cut, kwh, modes, coverage, strict=True):
         is_cut = end - start < min(step, HOUR)
-        is_behind_silence = mode != "interval" and number > 0 and kwh[number - 1] is None
-        is_known = energy is not None and not is_cut and not is_behind_silence
-        power.append(round(energy / ((end - start) / HOUR), KW_DIGITS) if is_known and energy is not None else None)
+        is_behind_silence = mode != "interval" and covered_before < COVERED
+        is_known = covered >= COVERED_MIN and not is_cut and not is_behind_silence
+        # A counter's readings have the energy of all of the step, also of what none of them covers.
+        hours = (end - start) / HOUR * (covered if mode == "interval" else 1)
+        power.append(round(energy / hours, KW_DIGITS) if energy is not None and is_known else None)
+        covered_before = covered
     return power
 
 

@@ -10,8 +10,8 @@ from starlette.responses import RedirectResponse, Response
 from api import links
 from api.auth import Role
 from api.errors import ProblemError
-from api.links import Correction, LinkCursor, LinkFilter, Pairing, VehiclePath
-from api.params import Beginning, DeviceId, MeterId
+from api.links import Correction, LinkCursor, LinkFilter, Pairing
+from api.params import Beginning, DeviceId, Instant, MeterId
 from api.web import forms
 from api.web.forms import Form
 from api.web.pages import Page, Visit
@@ -63,6 +63,18 @@ class Named(Struct, frozen=True, rename="camel"):
     since: Beginning = field(name="validFrom")
 
 
+class Seen(Struct, frozen=True, rename="camel"):
+    """A link as it was when its form was made: who corrects it means that one."""
+
+    vehicle_id: DeviceId
+    corrects: Beginning
+    was_meter_id: MeterId
+    was_valid_to: Instant | None = None
+
+
+SEEN = frozenset(("vehicleId", "corrects", "wasMeterId", "wasValidTo"))
+
+
 async def show(visit: Visit) -> Response:
     """The links, and the form that makes one."""
     return await _show(visit, forms.asked(visit, Chosen))
@@ -102,10 +114,13 @@ async def show_correction(visit: Visit) -> Response:
 async def correct(visit: Visit) -> Response:
     """Correct a link."""
     fields = await visit.form()
-    wanted = {name: value for name, value in fields.items() if name != "vehicleId"}
-    vehicle_id = forms.read(VehiclePath, {"vehicleId": fields.get("vehicleId", "")}).vehicle_id
+    hidden = {name: value for name, value in fields.items() if name in SEEN}
+    wanted = {name: value for name, value in fields.items() if name not in SEEN or name == "corrects"}
+    seen = forms.read(Seen, hidden, ("wasValidTo",))
+    was = Link(seen.vehicle_id, seen.was_meter_id, seen.corrects, seen.was_valid_to)
+    vehicle_id = seen.vehicle_id
     try:
-        corrected = await links.mend(visit.sidecar, vehicle_id, forms.read(Correction, wanted, TIMES))
+        corrected = await links.mend(visit.sidecar, vehicle_id, forms.read(Correction, wanted, TIMES), was)
     except ProblemError as error:
         if _is_gone(error):
             return await _show_gone(visit, error.status, vehicle_id)
@@ -174,6 +189,8 @@ def _fields(link: Link) -> dict[str, str]:
     return {
         "vehicleId": link.vehicle_id,
         "corrects": exact(link.valid_from),
+        "wasMeterId": link.meter_id,
+        "wasValidTo": exact(link.valid_to),
         "meterId": link.meter_id,
         "validFrom": exact(link.valid_from),
         "validTo": exact(link.valid_to),

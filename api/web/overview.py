@@ -16,7 +16,7 @@ from msgspec import Struct
 from api.cache import Cache
 from api.contract import Sidecar
 from api.web.books import Books, read_books
-from sql.analytics import FleetPerformance, Rules, fleet, performances
+from sql.analytics import FleetPerformance, Rules, fleet, judged_efficiencies, performances
 from sql.fleet import VehicleSummary
 from sql.hours import DAY, HOUR, hour_floor
 from sql.measure import rollup_state
@@ -82,6 +82,7 @@ class Kept(Generic[T]):
         self._clears = cache.clears
         self._looking: asyncio.Task[T] | None = None
         self._good_until_s = 0.0
+        self._last: T | None = None
 
     async def get(self) -> T:
         """As it is, or looked up anew. A failure goes to all who wait, and to those who come soon after."""
@@ -94,6 +95,18 @@ class Kept(Generic[T]):
         # One of many who wait may go away; the others still want the answer.
         return await asyncio.shield(task)
 
+    async def latest(self) -> T:
+        """What was found last, while something newer is looked up; waits only where nothing was found yet."""
+        newer = asyncio.ensure_future(self.get())
+        newer.add_done_callback(lambda done: done.cancelled() or done.exception())
+        return await newer if self._last is None else self._last
+
+    async def close(self) -> None:
+        """End the look-up that is under way."""
+        if self._looking and not self._looking.done():
+            self._looking.cancel()
+            await asyncio.wait([self._looking])
+
     def _is_old(self, task: asyncio.Task[T]) -> bool:
         # Also one that is under way, if it may have seen what was before.
         return self._clears != self._cache.clears or (task.done() and time.monotonic() >= self._good_until_s)
@@ -105,6 +118,7 @@ class Kept(Generic[T]):
             self._good_until_s = time.monotonic() + FAILED_S
             raise
         self._good_until_s = time.monotonic() + self._every_s
+        self._last = found
         return found
 
 
@@ -133,7 +147,7 @@ class Watch:
             self._hours.get(),
             self._rejected.get(),
             self._heard.get(),
-            self._books.get(),
+            self._books.latest(),
         )
         return Overview(
             fleet=performance,
@@ -149,6 +163,16 @@ class Watch:
     async def silent(self, kind: Kind, prefix: str) -> list[Silent]:
         """The devices that have been silent for the longest, of those whose ids begin so."""
         return await self._find_silent(kind, prefix) if prefix else await self._silent[kind].get()
+
+    async def close(self) -> None:
+        """End what is being looked up."""
+        await asyncio.gather(
+            *(kept.close() for kept in self._silent.values()),
+            *(
+                kept.close()
+                for kept in (self._heard, self._books, self._fleet, self._worst, self._hours, self._rejected)
+            ),
+        )
 
     async def _count_heard(self) -> dict[str, Heard]:
         now = datetime.now(UTC)
@@ -177,7 +201,7 @@ class Watch:
         async with self._database.connection() as connection:
             for one in performance.worst:
                 hours = await performances(connection, one.vehicle_id, windows, self._rules) or []
-                curves.append(Curve(one, [hour.judged_efficiency for hour in hours]))
+                curves.append(Curve(one, judged_efficiencies(hours)))
         return curves
 
     async def _find_hours(self) -> list[HourOfFleet]:

@@ -43,3 +43,4 @@ async def open_site(sidecar: Sidecar) -> AsyncIterator[Site]:
     finally:
         watching.cancel()
         await asyncio.wait([watching])
+        await watch.close()

@@ -282,6 +282,28 @@ def test_a_register_behind_a_silence_has_energy_and_no_power(site: TestClient) -
     assert data["acKw"][back] == pytest.approx(7.2)
 
 
+def test_a_register_behind_a_silence_has_no_efficiency(site: TestClient) -> None:
+    data = data_of(site, f"/vehicles/v-register/data?{window(0, 4)}")
+    assert data["efficiency"] == [None, pytest.approx(6 / 7.2, abs=1e-3), None, None]
+    assert data_of(site, f"/vehicles/v-leaky/data?{window(0, 4)}")["efficiency"] == [0.65, 0.65, None, 0.65]
+
+
+def test_the_first_step_of_a_register_may_end_a_silence(site: TestClient) -> None:
+    data = data_of(site, f"/vehicles/v-register/data?{window(3, 4)}")
+    assert data["dcKwh"][0] == pytest.approx(6.5)
+    assert data["dcKw"][:2] == [None, pytest.approx(6)]
+
+
+def test_power_is_that_of_the_time_that_readings_cover(site: TestClient) -> None:
+    data = data_of(site, f"/vehicles/v-leaky/data?{window(-100 * 24, 4)}")
+    assert data["stepS"] == 86400
+    day = data_of(site, f"/vehicles/v-leaky/data?{window(-28, 4)}")
+    known = [kw for kw in day["acKw"] if kw is not None]
+    assert known
+    assert known == pytest.approx([10.8] * len(known), abs=0.1)
+    assert day["stepS"] == 3600
+
+
 def test_a_step_that_the_window_cuts_has_energy_and_no_power(site: TestClient) -> None:
     data = data_of(site, f"/vehicles/v-leaky/data?{window(0.95, 1.55)}")
     assert data["acKwh"][0] == pytest.approx(0.54)

@@ -65,7 +65,7 @@ async def test_one_who_goes_away_takes_nothing_from_the_others(cache: Cache) -> 
     assert await second == await kept.get() == 1
 
 
-async def test_a_failure_is_told_to_all_and_not_repeated_by_each(cache: Cache, monkeypatch: pytest.MonkeyPatch) -> None:
+async def test_a_failure_is_told_to_all_and_not_repeated_by_each(cache: Cache) -> None:
     lookup = Lookup()
     lookup.fails = True
     kept = Kept(0.0, lookup, cache)
@@ -76,10 +76,31 @@ async def test_a_failure_is_told_to_all_and_not_repeated_by_each(cache: Cache, m
     with pytest.raises(LookupError):
         await kept.get()
     assert lookup.count == 1
+
+
+async def test_what_failed_is_tried_again_later(cache: Cache, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(overview, "FAILED_S", 0.0)
+    lookup = Lookup()
+    lookup.fails = True
+    lookup.may_end.set()
+    kept = Kept(3600.0, lookup, cache)
+    with pytest.raises(LookupError):
+        await kept.get()
     lookup.fails = False
-    cache.clear()
     assert await kept.get() == 2
+
+
+async def test_the_latest_is_had_at_once_while_a_newer_is_looked_up(cache: Cache) -> None:
+    lookup = Lookup()
+    lookup.may_end.set()
+    kept = Kept(0.0, lookup, cache)
+    assert await kept.latest() == 1
+    lookup.may_end.clear()
+    assert await kept.latest() == 1
+    for _ in range(3):
+        await asyncio.sleep(0)
+    assert lookup.count == 2
+    await kept.close()
 
 
 async def test_what_is_cleared_while_it_is_looked_up_is_looked_up_again(cache: Cache) -> None:

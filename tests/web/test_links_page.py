@@ -141,7 +141,8 @@ def test_a_link_is_corrected_to_the_microsecond(client: TestClient) -> None:
     assert page.replace("&", "&amp;").replace(":", "%3A") in client.get("/links").text
     shown = {name: field["value"] for name, field in fields(client.get(page)).items() if name != "id"}
     assert shown == {"meterId": "m-9", "validFrom": wrong["validFrom"], "validTo": ""}
-    form = {**shown, "meterId": "m-1", "vehicleId": "v-1", "corrects": wrong["validFrom"]}
+    seen = {"vehicleId": "v-1", "corrects": wrong["validFrom"], "wasMeterId": wrong["meterId"]}
+    form = {**shown, **seen, "meterId": "m-1"}
 
     for _ in range(2):
         done = send(client, "/links/correct", form, page=page if _ == 0 else "/links")
@@ -150,11 +151,24 @@ def test_a_link_is_corrected_to_the_microsecond(client: TestClient) -> None:
         assert stored(client) == [{**wrong, "meterId": "m-1"}]
 
 
+def test_a_correction_of_a_link_that_has_changed_meanwhile_changes_nothing(client: TestClient) -> None:
+    link = make(client, validFrom=at(NOW - 2 * HOUR))
+    page = f"/links/correct?vehicleId=v-1&validFrom={link['validFrom']}"
+    seen = {"vehicleId": "v-1", "corrects": link["validFrom"], "wasMeterId": link["meterId"]}
+    client.delete("/v1/links/v-1")
+    before = stored(client)
+    late = send(client, "/links/correct", {**seen, "meterId": "m-9", "validFrom": link["validFrom"]}, page=page)
+    assert late.status_code == 409
+    assert "Somebody else has ended or corrected this link" in words(late)
+    assert stored(client) == before
+
+
 def test_a_correction_that_cannot_be_changes_nothing_and_says_why(client: TestClient) -> None:
     make(client, meterId="m-2", validFrom=at(NOW - 4 * HOUR), validTo=at(NOW - 3 * HOUR))
     link = make(client, validFrom=at(NOW - 2 * HOUR))
     before, page = stored(client), f"/links/correct?vehicleId=v-1&validFrom={link['validFrom']}"
-    form = {"vehicleId": "v-1", "corrects": link["validFrom"], "meterId": "m-1", "validFrom": at(NOW - 3.5 * HOUR)}
+    seen = {"vehicleId": "v-1", "corrects": link["validFrom"], "wasMeterId": link["meterId"]}
+    form = {**seen, "meterId": "m-1", "validFrom": at(NOW - 3.5 * HOUR)}
 
     overlap = send(client, "/links/correct", form, page=page)
     reverse = send(client, "/links/correct", {**form, "validTo": at(NOW - 9 * HOUR)}, page=page)
