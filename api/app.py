@@ -1,5 +1,6 @@
 """The sidecar as an ASGI application: the table of routes served, each request checked before its handler sees it."""
 
+import asyncio
 from collections.abc import AsyncIterator, Awaitable, Callable
 from contextlib import asynccontextmanager
 from typing import Any
@@ -57,6 +58,7 @@ def build_app(settings: ApiSettings) -> Starlette:
                 clock=ReceiptClock(),
                 days=Days(),
                 flood=Flood(settings.rejections_per_s_max, metrics.rejections_not_kept),
+                replaying=asyncio.Lock(),
                 openapi=msgspec.json.encode(document()),
             )
             metrics.watch(lambda: database.connections, lambda: database.fault is None)

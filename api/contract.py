@@ -4,6 +4,7 @@
 `ProblemError` for what only it can know.
 """
 
+import asyncio
 from collections.abc import Awaitable, Callable
 from typing import Any, Generic, Literal, TypeAlias, TypeVar
 
@@ -44,6 +45,8 @@ class Sidecar(Struct, frozen=True):
     clock: ReceiptClock
     days: Days
     flood: Flood
+    replaying: asyncio.Lock
+    """One replay at a time: two would each tell of what the other stored."""
     openapi: bytes
     """The OpenAPI document."""
 

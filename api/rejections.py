@@ -99,15 +99,16 @@ async def try_again(sidecar: Sidecar, asked: Replay) -> Report:
     """Replay them, or say what would become of them."""
     settings, now = sidecar.settings, datetime.now(UTC)
     rules = Rules(clock_ahead_max=settings.clock_ahead_max, retention=settings.retention)
-    report = await replay(
-        sidecar.database.connection,
-        Chosen(reason=asked.reason, device=asked.device, since=asked.since, until=asked.until, ids=asked.ids),
-        partial(decode_again, rules=rules, now=now),
-        sidecar.days,
-        dry_run=asked.dry_run,
-        limit=asked.limit,
-        after=Position.parse(asked.cursor) if asked.cursor else None,
-    )
+    async with sidecar.replaying:
+        report = await replay(
+            sidecar.database.connection,
+            Chosen(reason=asked.reason, device=asked.device, since=asked.since, until=asked.until, ids=asked.ids),
+            partial(decode_again, rules=rules, now=now),
+            sidecar.days,
+            dry_run=asked.dry_run,
+            limit=asked.limit,
+            after=Position.parse(asked.cursor) if asked.cursor else None,
+        )
     if not asked.dry_run:
         sidecar.cache.clear()
     return report

@@ -1,5 +1,6 @@
 """Rejections over HTTP: listed, shown and replayed, for admins, and a flood of them that is not all kept."""
 
+import asyncio
 import base64
 import json
 from collections.abc import Callable
@@ -14,7 +15,7 @@ from api.app import build_app
 from daemon.readings import PAYLOAD_BYTES_MAX
 from sql import flood
 from sql.rejections import Rejection, insert
-from tests.api.conftest import MINUTE, NOW, bearer, check_problem, client_of, meter, settings, vehicle
+from tests.api.conftest import MINUTE, NOW, bearer, check_problem, client_of, meter, running, settings, vehicle
 
 HOUR = 60 * MINUTE
 THEN = NOW - HOUR
@@ -141,6 +142,19 @@ async def test_analytics_are_asked_anew_after_a_replay(database_url: str, databa
         assert client.get(path).json()["samples"] == 1
         replay(client, dryRun=False)
         assert client.get(path).json()["samples"] == 2
+
+
+async def test_two_replays_at_once_store_and_tell_of_each_rejection_once(
+    database_url: str, database: asyncpg.Connection
+) -> None:
+    some = [rejected(vehicle(NOW - n * MINUTE), topic="vehicles/v-1/reading") for n in range(1, 500)]
+    await insert(database, some)
+    async with running(build_app(settings(database_url))) as client:
+        body = {"dryRun": False, "limit": 1000}
+        answers = await asyncio.gather(*(client.post("/v1/rejections/replay", json=body) for _ in range(3)))
+    told = [answer.json()["rejections"] for answer in answers]
+    assert sorted(told) == [0, 0, len(some)]
+    assert await database.fetchval("SELECT count(*) FROM vehicle_reading") == len(some)
 
 
 def test_rejections_are_for_admins(database_url: str, tokens: Callable[[], tuple[str, dict[str, str]]]) -> None:
