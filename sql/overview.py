@@ -16,7 +16,6 @@ class Heard(Struct, frozen=True):
 
     known: int
     heard: int
-    last_at: datetime | None
 
 
 class Silent(Struct, frozen=True):
@@ -41,7 +40,7 @@ class HourOfFleet(Struct, frozen=True):
 async def count_heard(connection: Connection, since: datetime) -> dict[str, Heard]:
     """By kind of device."""
     rows = await connection.fetch(query("count_heard"), since)
-    return {row["kind"]: Heard(row["known"], row["heard"], row["last_at"]) for row in rows}
+    return {row["kind"]: Heard(row["known"], row["heard"]) for row in rows}
 
 
 async def list_silent(connection: Connection, kind: Kind, prefix: str, limit: int) -> list[Silent]:
@@ -55,5 +54,7 @@ async def list_silent(connection: Connection, kind: Kind, prefix: str, limit: in
 
 async def hours_of_fleet(connection: Connection, start: datetime, end: datetime) -> list[HourOfFleet]:
     """The rolled-up hours of [start, end) with readings of devices that were linked throughout: full hours of UTC."""
-    rows = await connection.fetch(query("sum_hours_of_fleet"), start, end)
-    return [HourOfFleet(row["hour"], row["ac_kwh"], row["dc_kwh"]) for row in rows]
+    ac_kwh, dc_kwh = [
+        dict(await connection.fetch(kind.query("sum_linked_hours"), start, end)) for kind in (METER, VEHICLE)
+    ]
+    return [HourOfFleet(hour, ac_kwh.get(hour, 0.0), dc_kwh.get(hour, 0.0)) for hour in sorted(ac_kwh | dc_kwh)]

@@ -45,8 +45,8 @@ def instant(text: str) -> str:
     found = _TIME.fullmatch(text)
     if not found:
         return text
-    day, minute, second, offset = found.groups()
-    return f"{day}T{minute or '00:00'}{second or ':00'}{'Z' if offset in (None, 'UTC', 'utc') else offset}"
+    day, minute, second, offset = found.groups(default="")
+    return f"{day}T{minute or '00:00'}{second or ':00'}{offset.upper().replace('UTC', '') or 'Z'}"
 
 
 def faults(error: ProblemError, labels: Mapping[str, str]) -> dict[str, str]:

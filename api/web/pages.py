@@ -87,9 +87,12 @@ class Visit(Struct, frozen=True):
         bodies.check_media_type(self.request, (FORM,))
         body = await bodies.whole(self.request)
         try:
-            fields = dict(parse_qsl(body.decode("utf-8", "replace"), max_num_fields=FIELDS_MAX))
+            pairs = parse_qsl(body.decode("utf-8", "replace"), max_num_fields=FIELDS_MAX)
         except ValueError:
             raise ProblemError(422, f"The form has too many fields; allowed: {FIELDS_MAX}") from None
+        fields = dict(pairs)
+        if len(fields) < len(pairs):
+            raise ProblemError(422, "The form gives a field more than once")
         self.site.visitors.check_form(self.visitor, self.request, fields.pop("form_key", ""))
         return fields
 
@@ -217,9 +220,7 @@ def _environment() -> Environment:
     )
     environment.filters |= {
         "number": units.number,
-        "significant": units.significant,
         "kwh": units.kwh,
-        "kw": units.kw,
         "percent": units.percent,
         "celsius": units.celsius,
         "volt": units.volt,

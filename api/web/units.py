@@ -28,11 +28,6 @@ def kwh(value: float | None) -> str:
     return NOTHING if value is None else f"{significant(value)}\u00a0kWh"
 
 
-def kw(value: float | None) -> str:
-    """Power."""
-    return NOTHING if value is None else f"{significant(value)}\u00a0kW"
-
-
 def percent(value: float | None) -> str:
     """A ratio in percent, with one digit behind the point."""
     return NOTHING if value is None else f"{number(100 * value, 1)}\u00a0%"

@@ -208,10 +208,15 @@ async def test_a_connection_that_sends_no_request_is_closed(monkeypatch: pytest.
     listening.close()
 
 
-def test_a_log_line_is_json_and_uvicorn_adds_none(served: Sidecar) -> None:
-    httpx2.get(f"{served.url}/v1/meters/nobody")
-    lines = [json.loads(line) for line in served.process.log.read_text(encoding="utf-8").splitlines()]
-    assert any(line["event"] == "request" and line["path"] == "/v1/meters/nobody" for line in lines)
+async def test_a_log_line_is_json_and_uvicorn_adds_none(served: Sidecar) -> None:
+    await asyncio.to_thread(httpx2.get, f"{served.url}/v1/meters/nobody")
+
+    async def is_logged() -> bool:  # which comes after the answer
+        text = await asyncio.to_thread(served.process.log.read_text, encoding="utf-8")
+        lines = [json.loads(line) for line in text.splitlines()]
+        return any(line["event"] == "request" and line["path"] == "/v1/meters/nobody" for line in lines)
+
+    await eventually(is_logged)
 
 
 async def test_a_slow_body_is_408_and_what_was_stored_before_is_said(

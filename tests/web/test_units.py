@@ -35,7 +35,6 @@ def test_about_three_digits_mean_something(value: float | None, text: str) -> No
     ("text", "expected"),
     [
         (units.kwh(4.214), f"4.21{NBSP}kWh"),
-        (units.kw(11), f"11.0{NBSP}kW"),
         (units.percent(0.9236), f"92.4{NBSP}%"),
         (units.celsius(-3.04), f"-3.0{NBSP}°C"),
         (units.volt(230.44), f"230.4{NBSP}V"),
@@ -47,7 +46,7 @@ def test_a_figure_does_not_part_from_its_unit(text: str, expected: str) -> None:
 
 
 @pytest.mark.parametrize(
-    "unit", [units.number, units.kwh, units.kw, units.percent, units.celsius, units.volt, units.duration, units.moment]
+    "unit", [units.number, units.kwh, units.percent, units.celsius, units.volt, units.duration, units.moment]
 )
 def test_what_is_not_known_is_a_dash_without_a_unit(unit: object) -> None:
     assert callable(unit)
