@@ -15,7 +15,7 @@ TIMEOUT_S = 1.0
 """For the whole answer."""
 ANSWER_BYTES_MAX = 256 * 1024
 
-
+# By host, those under way: of the process, as the few threads are in which they wait.
 _lookups: dict[str, asyncio.Future[Any]] = {}
 
 

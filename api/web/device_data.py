@@ -7,8 +7,9 @@
 | `soc`, `batteryTemp`, `voltage` | the average of the readings |
 | `efficiency` | by steps of an hour at least, and only of those with energy and readings enough |
 
-No power is given of a step that the window cuts to less than an hour, where one reading more or less is too much; and
-none of a counter behind a silence, since that step has the energy of the silence too.
+Power is that of the time that readings cover. None is given of a step of which they cover little, or that the window
+cuts to less than an hour, where one reading more or less is too much; and no power or efficiency of a counter behind a
+silence, since that step has the energy of the silence too. Before a window there may have been one.
 
 Times are Unix seconds at which steps begin; the last step ends with `to`.
 """

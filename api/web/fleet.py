@@ -1,6 +1,7 @@
 """The first page: how much energy is lost and where, and whether readings flow."""
 
-from collections.abc import AsyncIterator, Mapping
+from collections.abc import AsyncGenerator, Mapping
+from contextlib import aclosing
 from typing import Annotated, Literal
 
 import anyio
@@ -43,9 +44,7 @@ async def show(visit: Visit) -> Response:
     """The whole page."""
     chosen = visit.query(Chosen)
     overview = await visit.site.watch.overview()
-    return visit.render(
-        "fleet.html", overview=overview, parts=PARTS, devices=await _devices(visit, chosen), chosen=chosen
-    )
+    return visit.render("fleet.html", overview=overview, devices=await _devices(visit, chosen), chosen=chosen)
 
 
 async def show_devices(visit: Visit) -> Response:
@@ -71,12 +70,13 @@ async def stream(visit: Visit) -> Response:
     )
 
 
-async def follow(visit: Visit, leaving: anyio.Event) -> AsyncIterator[ServerSentEvent]:
+async def follow(visit: Visit, leaving: anyio.Event) -> AsyncGenerator[ServerSentEvent, None]:
     """What the viewer is sent, until the session is over, its token is revoked, or the sidecar stops."""
-    async for event in visit.site.live.events():
-        if leaving.is_set() or visit.site.visitors.of(visit.request) is None:
-            break
-        yield event
+    async with aclosing(visit.site.live.events()) as events:  # or the viewer would be counted until it is collected
+        async for event in events:
+            if leaving.is_set() or visit.site.visitors.of(visit.request) is None:
+                break
+            yield event
 
 
 async def find(visit: Visit) -> Response:

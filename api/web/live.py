@@ -6,7 +6,7 @@ than a part of the database's time.
 
 import asyncio
 import time
-from collections.abc import AsyncIterator, Awaitable, Callable, Mapping
+from collections.abc import AsyncGenerator, Awaitable, Callable, Mapping
 
 import msgspec
 import structlog
@@ -58,7 +58,7 @@ class Live:
             took_s = time.monotonic() - started_at_s
             await asyncio.sleep(min(PAUSE_S_MAX, max(INTERVAL_S - took_s, took_s * (1 / SHARE_MAX - 1))))
 
-    async def events(self) -> AsyncIterator[ServerSentEvent]:
+    async def events(self) -> AsyncGenerator[ServerSentEvent, None]:
         """What one viewer is sent: everything that is known, then what changes; all again to whom one was too fast."""
         self._count(+1)
         self._someone.set()

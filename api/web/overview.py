@@ -40,6 +40,8 @@ WORST = 10
 DEVICES = 25
 FAILED_S = 3.0
 """For so long nobody tries again what has failed."""
+STALE_S_MAX = 5.0
+"""Beyond its time, that a figure is shown while a newer one is asked for."""
 
 
 class Curve(Struct, frozen=True):
@@ -96,10 +98,11 @@ class Kept(Generic[T]):
         return await asyncio.shield(task)
 
     async def latest(self) -> T:
-        """What was found last, while something newer is looked up; waits only where nothing was found yet."""
+        """What was found last, while something newer is looked up; waits for that where the last is none or too old."""
         newer = asyncio.ensure_future(self.get())
         newer.add_done_callback(lambda done: done.cancelled() or done.exception())
-        return await newer if self._last is None else self._last
+        is_stale = time.monotonic() >= self._good_until_s + STALE_S_MAX
+        return await newer if self._last is None or is_stale else self._last
 
     async def close(self) -> None:
         """End the look-up that is under way."""
@@ -128,7 +131,6 @@ class Watch:
     def __init__(self, sidecar: Sidecar) -> None:
         settings = sidecar.settings
         self._database = sidecar.database
-        self._daemon_urls = settings.daemon_url_list
         self._rules = Rules(low_efficiency=settings.low_efficiency, power_max_kw=settings.power_max_kw)
         cache = sidecar.cache
         self._heard = Kept(INTERVAL_S, self._count_heard, cache)

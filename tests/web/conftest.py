@@ -45,7 +45,9 @@ FLAGS = (
 @pytest.fixture(scope="session")
 def chromium() -> str:
     """Its path."""
-    if CHROMIUM is None:
+    if (
+        CHROMIUM is None
+    ):  # a machine with Python, git and make alone has none; .ci/run installs it and skips nothing here
         pytest.skip("there is no Chromium here; `make browser` installs it or says how")
     return CHROMIUM
 

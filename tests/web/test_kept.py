@@ -111,3 +111,13 @@ async def test_what_is_cleared_while_it_is_looked_up_is_looked_up_again(cache: C
     (after,) = await some(kept, 1)
     lookup.may_end.set()
     assert [await before, await after, await kept.get()] == [1, 2, 2]
+
+
+async def test_the_latest_is_waited_for_where_the_last_is_too_old(
+    cache: Cache, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(overview, "STALE_S_MAX", 0.0)
+    lookup = Lookup()
+    lookup.may_end.set()
+    kept = Kept(0.0, lookup, cache)
+    assert [await kept.latest(), await kept.latest()] == [1, 2]

@@ -1,8 +1,8 @@
 """The live stream without a browser: one look for many viewers, and none for nobody."""
 
 import asyncio
-from collections.abc import AsyncGenerator, AsyncIterator, Callable, Mapping
-from typing import Any, cast
+from collections.abc import AsyncIterator, Callable, Mapping
+from typing import Any
 
 import msgspec
 import pytest
@@ -46,7 +46,7 @@ class Viewer:
     """One who looks, and asks for the next event when the test says so."""
 
     def __init__(self, live: Live) -> None:
-        self._events = cast(AsyncGenerator[ServerSentEvent, None], live.events())
+        self._events = live.events()
         self._next: asyncio.Task[ServerSentEvent] | None = None
 
     async def ask(self) -> None:
