@@ -5,7 +5,6 @@ the time of the whole page are the browser's own figures; the figures of the fle
 nothing has to be waited for after it.
 """
 
-import shutil
 import statistics
 from collections import defaultdict
 
@@ -13,15 +12,8 @@ from playwright.async_api import Browser, Page, async_playwright
 from rich.console import Console
 from rich.table import Table
 
-FLAGS = [
-    "--no-sandbox",  # the browser refuses to run as root with one, and it sees no page but ours
-    "--disable-gpu",
-    "--disable-quic",
-    "--no-first-run",
-    "--disable-background-networking",
-    "--disable-component-update",
-    "--disable-sync",
-]
+from dev.browser import FLAGS, find_chromium
+
 _FIGURES = """async () => {
     const paint = await new Promise((resolve) => new PerformanceObserver((list) => {
         for (const entry of list.getEntriesByName("first-contentful-paint")) resolve(entry.startTime);
@@ -43,7 +35,7 @@ class PaintError(Exception):
 
 async def paint(api_url: str, path: str, runs: int) -> None:
     """Load the page so often, and print medians."""
-    executable = shutil.which("chromium")
+    executable = find_chromium()
     if executable is None:
         raise PaintError("there is no chromium here; make browser installs it")
     figures: dict[str, dict[str, list[float]]] = {"first visit": defaultdict(list), "again": defaultdict(list)}

@@ -2,7 +2,6 @@
 
 import asyncio
 import re
-import shutil
 from collections.abc import AsyncIterator, Iterator
 from html import unescape
 from html.parser import HTMLParser
@@ -16,6 +15,7 @@ from playwright.async_api import Browser, async_playwright, expect
 from starlette.testclient import TestClient
 
 from api.app import build_app
+from dev.browser import FLAGS, find_chromium
 from dev.fleet import Fleet
 from dev.postgres import PrivatePostgres
 from tests.api.conftest import client, client_of, settings, tokens
@@ -28,28 +28,14 @@ from tests.web.tabs import PATIENCE_MS, Tabs
 
 __all__ = ["client", "tokens"]
 
-CHROMIUM = next(
-    (found for name in ("chromium", "chromium-browser", "google-chrome") if (found := shutil.which(name))), None
-)
-FLAGS = (
-    "--no-sandbox",  # without it Chromium does not start as root
-    "--disable-gpu",
-    "--disable-quic",
-    "--no-first-run",
-    "--disable-background-networking",
-    "--disable-component-update",
-    "--disable-sync",
-)
-
 
 @pytest.fixture(scope="session")
 def chromium() -> str:
     """Its path."""
-    if (
-        CHROMIUM is None
-    ):  # a machine with Python, git and make alone has none; .ci/run installs it and skips nothing here
+    found = find_chromium()
+    if found is None:  # as on a machine with Python, git and make alone; .ci/run installs it and skips nothing here
         pytest.skip("there is no Chromium here; `make browser` installs it or says how")
-    return CHROMIUM
+    return found
 
 
 @pytest_asyncio.fixture(scope="session", loop_scope="session")
