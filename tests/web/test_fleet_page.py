@@ -151,5 +151,6 @@ def test_a_sidecar_that_is_stopped_ends_its_streams_in_good_order(tmp_path: Path
         assert stream.readline() == b"event: parts\r\n"
         running.process.signal(signal.SIGTERM)
         assert stream.read()  # to its end
+        assert running.process.wait(30) == 0  # before the block ends: a second signal would not wait for anything
     levels = {json.loads(line)["level"] for line in running.process.log.read_text().splitlines()}
     assert levels == {"info"}
