@@ -61,7 +61,11 @@ async def try_connect(database_url: str, application_name: str) -> tuple[Finding
             command_timeout=CONNECT_TIMEOUT_S,
             server_settings={"application_name": application_name, "timezone": "UTC"},
         )
-        is_own = await has_own_session(connection)
+        try:
+            is_own = await has_own_session(connection)
+        except BaseException:
+            connection.terminate()
+            raise
     except (asyncpg.PostgresError, asyncpg.InterfaceError, OSError, ValueError) as error:
         return failure(name, _explain(error), _find_remedy(error)), None
     took_ms = (time.monotonic() - started_s) * 1000

@@ -1,5 +1,6 @@
 """What the doctor says of a database: nothing of one in order, and of a broken one just what is broken."""
 
+import asyncio
 from collections.abc import AsyncIterator
 from datetime import UTC, datetime, timedelta
 
@@ -8,6 +9,7 @@ import pytest
 
 from daemon.doctor import database
 from daemon.doctor.database import forecast, judge_clock, judge_version
+from dev.house import eventually
 from dev.network import Network
 from dev.postgres import PrivatePostgres
 from dev.processes import free_port
@@ -81,6 +83,25 @@ async def test_a_network_that_swallows_everything(
     assert troubles(found) == {"database.connect"}
     assert "does not answer within" in found["database.connect"].text
     assert "firewalls" in (found["database.connect"].remedy or "")
+
+
+async def test_a_check_that_is_cut_off_leaves_no_connection(owned_url: str) -> None:
+    """At whatever moment."""
+    connection, patience_s = None, 0.0
+    while connection is None:
+        patience_s += 0.0002
+        try:
+            async with asyncio.timeout(patience_s):
+                _, connection = await database.try_connect(owned_url, "cut off")
+        except TimeoutError:
+            pass
+
+    async def is_alone() -> bool:
+        others = "SELECT count(*) FROM pg_stat_activity WHERE application_name = 'cut off' AND pid <> pg_backend_pid()"
+        return bool(await connection.fetchval(others) == 0)
+
+    await eventually(is_alone)
+    await connection.close()
 
 
 async def test_no_connection_left(settled: House, durable: PrivatePostgres) -> None:
