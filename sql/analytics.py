@@ -16,7 +16,7 @@ from msgspec.structs import replace
 
 from sql.cells import Total
 from sql.devices import EnergyMode
-from sql.fleet import DIGITS, FleetSums, VehicleSummary, Verdict, find_late, sum_fleet
+from sql.fleet import DIGITS, FleetSums, VehicleSummary, Verdict, find_summable, sum_fleet
 from sql.measure import Piece, measure
 from sql.pool import Connection
 from sql.queries import query
@@ -173,10 +173,10 @@ async def performances(
 async def fleet(connection: Connection, start: datetime, end: datetime, rules: Rules, worst: int) -> FleetPerformance:
     """The fleet's energy in [start, end), with the `worst` vehicles: of those judged, the lowest efficiency first."""
     window = _Window(start, end, rules)
-    late = await find_late(connection, start, end, rules.power_max_kw)
-    if late is not None:
+    summable = await find_summable(connection, start, end, rules.power_max_kw)
+    if summable is not None:
         limits = (rules.low_efficiency, rules.min_ac_kwh, rules.min_coverage)
-        known = await sum_fleet(connection, start, end, *limits, worst, late)
+        known = await sum_fleet(connection, start, end, *limits, worst, summable)
         vehicles = await _modes_of(connection, VEHICLE, known.odd_vehicles)
         meters = await _modes_of(connection, METER, known.odd_meters)
     else:

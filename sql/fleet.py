@@ -1,21 +1,22 @@
-"""Most of a fleet at once: in a window of whole hours that are rolled up, subtraction tells what a device comes to.
+"""Most of a fleet at once: of the whole hours of a window that are rolled up, subtraction tells what they come to.
 
 A cell of an hour knows what its UTC day comes to by its end, so nothing between the first hour of the window and its
-last has to be added up. Whoever needs a closer look is named and left to `sql.analytics`.
+last has to be added up. Before and behind them the readings of a device are, where they leave no doubt that all of the
+time is covered. Whoever needs a closer look is named and left to `sql.analytics`.
 """
 
 import re
-from datetime import datetime
+from datetime import datetime, timedelta
 from functools import cache
 from typing import Literal, TypeAlias
 
 from msgspec import Struct, field
 
-from sql.hours import DAY, HOUR, day_floor, hour_floor
+from sql.hours import DAY, HOUR, day_floor, hour_ceiling, hour_floor
 from sql.measure import rollup_state
 from sql.pool import Connection
 from sql.queries import query
-from sql.store import METER, VEHICLE
+from sql.store import METER, VEHICLE, Kind
 
 Verdict: TypeAlias = Literal["ok", "low_efficiency", "insufficient_data", "above_unity", "no_ac_energy", "unlinked"]
 
@@ -35,10 +36,25 @@ class VehicleSummary(Struct, frozen=True, rename="camel"):
     status: Verdict
 
 
-Unsummed: TypeAlias = tuple[list[str], list[str], bool]
-"""Meters and vehicles of which readings came late, and whether counters can be summed up."""
 LATE_MAX = 1000
 """Devices with late readings that are told apart."""
+EDGE_MAX = 2 * HOUR
+"""How far the rollups may lie behind the end of a window."""
+STEP_MAX = timedelta(minutes=1)
+"""How far before an edge a reading says something of the cadence in it: `sum_edge`."""
+
+
+class Summable(Struct, frozen=True):
+    """What of a window can be summed up."""
+
+    first: datetime
+    behind: datetime
+    """Whole hours from `first` to before `behind`."""
+    late_meters: list[str]
+    late_vehicles: list[str]
+    """Devices that are left out, since readings came late."""
+    is_counted: bool
+    """Whether counters can be summed up, too."""
 
 
 class FleetSums(Struct):
@@ -55,23 +71,27 @@ class FleetSums(Struct):
     odd_meters: list[str] = field(default_factory=list)
 
 
-async def find_late(connection: Connection, start: datetime, end: datetime, power_max_kw: float) -> Unsummed | None:
-    """What is left out of the sums; None where a window [start, end) cannot be summed up.
+async def find_summable(connection: Connection, start: datetime, end: datetime, power_max_kw: float) -> Summable | None:
+    """What of the window [start, end) can be summed up, None if nothing.
 
-    It can, if it is whole hours of one UTC day or of two, all rolled up with that POWER_MAX_KW.
+    It can if there are whole hours in it, of one UTC day or of two, that are rolled up with that POWER_MAX_KW.
     """
-    if start != hour_floor(start) or end != hour_floor(end) or day_floor(end - HOUR) - day_floor(start) > DAY:
+    states = [await rollup_state(connection, kind) for kind in (METER, VEHICLE)]
+    first = hour_ceiling(start)
+    behind = min(hour_floor(end), *(state.rolled_through for state in states))
+    if first >= behind or day_floor(behind - HOUR) - day_floor(first) > DAY or end - behind > EDGE_MAX:
         return None
-    late, is_counted = [], True
+    if any(state.power_max_kw != power_max_kw for state in states):
+        return None
+    late = []
     for kind in (METER, VEHICLE):
-        state = await rollup_state(connection, kind)
-        rows = await connection.fetch(kind.query("list_late_devices"), end, LATE_MAX + 1)
+        rows = await connection.fetch(kind.query("list_late_devices"), behind, LATE_MAX + 1)
         late.append([row["id"] for row in rows])
-        is_rolled_up = state.rolled_through >= end and state.power_max_kw == power_max_kw
-        if not is_rolled_up or len(rows) > LATE_MAX or "" in late[-1]:  # without a name it stands for all
+        if len(rows) > LATE_MAX or "" in late[-1]:  # without a name it stands for all
             return None
-        is_counted &= state.counted_through >= end
-    return late[0], late[1], is_counted
+    is_counted = (first, behind) == (start, end) and all(state.counted_through >= end for state in states)
+    late_meters, late_vehicles = late
+    return Summable(first, behind, late_meters, late_vehicles, is_counted)
 
 
 async def sum_fleet(
@@ -82,14 +102,17 @@ async def sum_fleet(
     min_ac_kwh: float,
     min_coverage: float,
     worst: int,
-    late: Unsummed,
+    summable: Summable,
 ) -> FleetSums:
-    """The sums of a window for which that can be done, with the `worst` vehicles among them."""
-    last = end - HOUR
-    bounds = (start, end, last, day_floor(start), day_floor(last))
+    """The sums of the window [start, end), as far as that can be done, with the `worst` vehicles among them."""
+    last = summable.behind - HOUR
+    bounds = (start, end, last, day_floor(summable.first), day_floor(last))
+    unsummed = (summable.late_meters, summable.late_vehicles, summable.is_counted)
+    hours = (summable.first, summable.behind)
+    since = (start - STEP_MAX, summable.behind - STEP_MAX) if hours != (start, end) else ()
     sums = FleetSums()
     limits = (low_efficiency, min_ac_kwh, min_coverage)
-    for row in await connection.fetch(statement(), *bounds, *limits, worst, *late):
+    for row in await connection.fetch(statement(bool(since)), *bounds, *limits, worst, *unsummed, *hours, *since):
         match row["part"]:
             case "verdict":
                 sums.verdicts[row["status"]] = row["vehicles"]
@@ -110,13 +133,42 @@ async def sum_fleet(
 
 
 @cache
-def statement() -> str:
-    """`sum_fleet` with `sum_hours` of both kinds in it, which differ in the number of one parameter."""
-    hours = {
-        kind.name: kind.query("sum_hours", late=late).removesuffix(";\n")
-        for kind, late in ((METER, "$10"), (VEHICLE, "$11"))
-    }
+def statement(has_edges: bool) -> str:
+    """`sum_fleet` with `sum_hours` of both kinds in it, and in these `sum_edge` of both ends where there are edges."""
+    hours = {kind.name: _hours(kind, late, has_edges) for kind, late in ((METER, "$10"), (VEHICLE, "$11"))}
     return re.sub(r"\{(\w+)_hours\}", lambda found: hours[found[1]], query("sum_fleet"))
+
+
+def _hours(kind: Kind, late: str, has_edges: bool) -> str:
+    edges = [kind.query("sum_edge", **words) for words in (_LEAD, _TRAIL) if has_edges]
+    parts = "".join(f"UNION ALL\n{_as_part(edge)}\n" for edge in edges)
+    return _as_part(kind.query("sum_hours", late=late, edges=parts))
+
+
+def _as_part(text: str) -> str:
+    return text.removesuffix(";\n")
+
+
+_LEAD = {
+    "start": "$1",
+    "end": "$13",
+    "since": "$15",
+    "hour": "$13",
+    "silence": "lead_s",
+    "cadence": "first_cadence_s",
+    "outer": "before_s",
+    "inner": "behind_s",
+}
+_TRAIL = {
+    "start": "$14",
+    "end": "$2",
+    "since": "$16",
+    "hour": "$3",
+    "silence": "trail_s",
+    "cadence": "last_cadence_s",
+    "outer": "behind_s",
+    "inner": "before_s",
+}
 
 
 def _summary(vehicle_id: str, ac_kwh: float, dc_kwh: float, coverage: float, status: Verdict) -> VehicleSummary:

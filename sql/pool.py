@@ -48,6 +48,8 @@ SESSION_SETTINGS = {
     "tcp_keepalives_count": "3",
     # A generic plan would look at every day's partition, a plan for the given times only at theirs.
     "plan_cache_mode": "force_custom_plan",
+    # What looks dear to the planner takes less time here than compiling it does.
+    "jit": "off",
 }
 """No parameters of the start, since a pooler refuses a connection that asks for one it does not know."""
 

@@ -15,7 +15,7 @@ from sql.analytics import Performance, Rules, fleet, performance
 from sql.cells import Cell, total
 from sql.devices import EnergyMode, set_energy_mode
 from sql.energy import Counter
-from sql.fleet import find_late, sum_fleet
+from sql.fleet import Summable, find_summable, sum_fleet
 from sql.hours import DAY, HOUR, hour_floor
 from sql.links import pair
 from sql.measure import measure_history, rollup_state
@@ -248,13 +248,15 @@ async def test_what_comes_in_time_never_makes_a_cell_wrong(database: asyncpg.Con
 # The fleet.
 
 
-async def assert_fleet_is_that_of_the_history(database: asyncpg.Connection, start: datetime, end: datetime) -> bool:
+async def assert_fleet_is_that_of_the_history(
+    database: asyncpg.Connection, start: datetime, end: datetime, worst: int = 3
+) -> bool:
     """Returns whether the answer was summed up, at least for some."""
-    answer = await fleet(database, start, end, RULES, worst=3)
-    summed = await find_late(database, start, end, RULES.power_max_kw) is not None
+    answer = await fleet(database, start, end, RULES, worst)
+    summed = await find_summable(database, start, end, RULES.power_max_kw) is not None
     for kind in KINDS:
         await label(database, kind, RULES.power_max_kw + 1)
-    expected = await fleet(database, start, end, RULES, worst=3)
+    expected = await fleet(database, start, end, RULES, worst)
     for kind in KINDS:
         await label(database, kind, RULES.power_max_kw)
     for name in ("ac_kwh", "dc_kwh", "loss_kwh", "efficiency", "unlinked_ac_kwh", "unlinked_dc_kwh"):
@@ -308,7 +310,10 @@ async def test_the_fleet_of_whole_hours_is_summed_up_and_right(database: asyncpg
     windows = [(0, 1440), (-60, 60), (60, 120), (600, 2040), (0, 60), (1380, 1440), (-1440, 1440), (-1440, 1500)]
     summed = [await assert_fleet_is_that_of_the_history(database, minute(start), minute(end)) for start, end in windows]
     assert summed == [True] * 7 + [False]  # three days
-    assert not await assert_fleet_is_that_of_the_history(database, minute(30), minute(1440))
+    for start, end in [(30, 1440), (0.1, 1439.9), (30, 125), (-1439, 1380.5), (595, 2041)]:
+        assert await assert_fleet_is_that_of_the_history(database, minute(start), minute(end))
+    for start, end in [(30, 90), (-1505, 1445)]:  # no whole hour, three days
+        assert not await assert_fleet_is_that_of_the_history(database, minute(start), minute(end))
     await store(database, VEHICLE, "d08", [(333.5, 2.0)])
     assert await assert_fleet_is_that_of_the_history(database, minute(0), minute(1440))
     rows = [(f"late{n}", minute(70), 1.0, 230.0, minute(1), b"") for n in range(1001)]
@@ -324,13 +329,76 @@ async def test_most_of_a_fleet_takes_no_closer_look(database: asyncpg.Connection
     await roll_up(database)
     await store(database, METER, "d4", [(70.5, 1.0)])
 
-    late = await find_late(database, minute(0), minute(240), RULES.power_max_kw)
-    assert late == (["d4"], [], True)
-    sums = await sum_fleet(database, minute(0), minute(240), 0.85, 1.0, 0.5, 10, late)
+    summable = await find_summable(database, minute(0), minute(240), RULES.power_max_kw)
+    assert summable == Summable(minute(0), minute(240), ["d4"], [], is_counted=True)
+    sums = await sum_fleet(database, minute(0), minute(240), 0.85, 1.0, 0.5, 10, summable)
 
     assert (sorted(sums.odd_vehicles), sorted(sums.odd_meters)) == (["d3", "d4"], ["d3", "d4"])
     assert (sums.verdicts, len(sums.worst)) == ({"ok": 3}, 3)
     assert [sums.ac_kwh, sums.dc_kwh] == pytest.approx([72, 64.8])
+
+
+def lively_points(rng: random.Random, jitter: float, silences: int) -> list[Point]:
+    """Seven hours of about a reading a minute, none of it late, with some silences of some minutes."""
+    holes = [(at := rng.uniform(0, 400), at + rng.choice([1.5, 2.2, 7, 70])) for _ in range(silences)]
+    first = rng.random()
+    ats = [n + first + rng.uniform(0, jitter) for n in range(-10, 420)]
+    return [(at, rng.choice([0, 0.1, 0.2])) for at in ats if not any(start < at < end for start, end in holes)]
+
+
+@pytest.mark.parametrize("seed", range(4))
+async def test_a_fleet_in_a_window_of_any_ends(database: asyncpg.Connection, seed: int) -> None:
+    """Devices that send by the second, about once a minute, or with silences; the last hours are not rolled up."""
+    rng = random.Random(seed)
+    for number in range(24):
+        device_id = f"d{number:02}"
+        for kind in KINDS:
+            points = lively_points(rng, jitter=[0, 0.002, 0.3, 0.9][number % 4], silences=number // 6)
+            await store(database, kind, device_id, points)
+        await pair(database, device_id, device_id, minute(-20), None)
+    for kind in KINDS:
+        while await step(database, kind, minute(360)):
+            pass
+
+    for _ in range(12):
+        start = minute(rng.uniform(-5, 170))
+        end = minute(rng.choice([300, rng.uniform(270, 300), rng.uniform(300, 360), rng.uniform(360, 418)]))
+        assert await assert_fleet_is_that_of_the_history(database, start, end, worst=24)
+
+
+@pytest.mark.parametrize(
+    ("start", "end"),
+    [(29.7, 358.2), (0.1, 359.9), (59.1, 301.3), (0, 301), (59.9, 300.1), (30, 300), (59.99, 300.01), (30, 403.6)],
+)
+async def test_who_sends_every_minute_takes_no_closer_look(
+    database: asyncpg.Connection, start: float, end: float
+) -> None:
+    for number in range(6):
+        points = [(n + number / 10, 0.1) for n in range(-10, 420)]
+        for kind in KINDS:
+            await store(database, kind, f"d{number}", points)
+        await pair(database, f"d{number}", f"d{number}", minute(-10), None)
+    for kind in KINDS:
+        while await step(database, kind, minute(365)):
+            pass
+
+    summable = await find_summable(database, minute(start), minute(end), RULES.power_max_kw)
+    assert summable is not None
+    sums = await sum_fleet(database, minute(start), minute(end), 0.85, 1.0, 0.5, 10, summable)
+
+    assert (sums.odd_vehicles, sums.odd_meters) == ([], [])
+    assert sum(sums.verdicts.values()) == 6
+    assert {one.coverage for one in sums.worst} == {1.0}
+    assert await assert_fleet_is_that_of_the_history(database, minute(start), minute(end))
+
+
+async def test_a_step_from_before_the_edge_that_makes_its_cadence(database: asyncpg.Connection) -> None:
+    """More than a minute, so that it is not looked at, and less than the one step that is."""
+    for kind in KINDS:
+        await store(database, kind, "d", [(56.9, 0.1), (58.1, 0.1), (59.6, 0.1), *series([0.1] * 80, first=62)])
+    await pair(database, "d", "d", minute(-10), None)
+    await roll_up(database)
+    assert await assert_fleet_is_that_of_the_history(database, minute(57.95), minute(120))
 
 
 # Case by case.

@@ -1,9 +1,10 @@
--- What the devices of a kind come to in the hours from $1 to $3: a part of `sum_fleet`, which has the parameters.
+-- What the devices of a kind come to in the window: a part of `sum_fleet`, which has the parameters.
 --
--- Adds up to three cells of a device: the first hour as what its day had come to before it, taken away; the last hour as what
--- its own day has come to; and the day of the first, where they are not of one day. kWh are null where that cannot tell:
--- there is no cell of the first or of the last hour (`ends` is 3 where both are there), or the device is read as a counter
--- while what counters count is not complete. One that has late readings lacks its first.
+-- Adds up to five cells of a device: the first hour as what its day had come to before it, taken away; the last hour as what
+-- its own day has come to; the day of the first, where they are not of one day; and `sum_edge` before the first hour and
+-- behind the last, where the window has more than whole hours. kWh are null where that cannot tell (`ends` is 3 where it
+-- can): there is no cell of the first or of the last hour, or the device is read as a counter while what counters count is
+-- not complete. One that has late readings lacks its first.
 SELECT
     part.{device_id},
     CASE
@@ -36,11 +37,13 @@ FROM (
             kwh_interval - day_kwh_interval AS kwh_interval,
             kwh_register - day_kwh_register AS kwh_register,
             kwh_session - day_kwh_session AS kwh_session,
-            covered_s - day_covered_s + least(first_cadence_s, lead_s) AS covered_s,
+            covered_s
+            - day_covered_s
+            + least(first_cadence_s, lead_s + date_part('epoch', $13::timestamptz - $1::timestamptz)) AS covered_s,
             0.0 AS silence_s,
             0.0 AS reach_s
         FROM {kind}_hour
-        WHERE hour = $1 AND {device_id} <> ALL ({late}::text[])
+        WHERE hour = $13 AND {device_id} <> ALL ({late}::text[])
         UNION ALL
         SELECT
             {device_id},
@@ -48,7 +51,7 @@ FROM (
             day_kwh_interval,
             day_kwh_register,
             day_kwh_session,
-            day_covered_s + least(last_cadence_s, trail_s),
+            day_covered_s + least(last_cadence_s, trail_s + date_part('epoch', $2::timestamptz - $14::timestamptz)),
             CASE WHEN $4::timestamptz < $5::timestamptz THEN day_lead_s ELSE 0.0 END,
             CASE WHEN $4::timestamptz < $5::timestamptz THEN day_first_cadence_s ELSE 0.0 END
         FROM {kind}_hour
@@ -65,6 +68,7 @@ FROM (
             last_cadence_s
         FROM {kind}_day
         WHERE day = $4::timestamptz AND $4::timestamptz < $5::timestamptz
+        {edges}
     ) AS cell
     GROUP BY {device_id}
 ) AS part
