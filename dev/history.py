@@ -1,8 +1,9 @@
 """`python -m dev history`: a day of one-minute readings of a large fleet, written by the database itself.
 
 For measuring queries on many rows. It goes around the broker and the daemon on purpose: PostgreSQL makes the rows from
-a formula, faster than a client could send them. Each vehicle charges once at 11 kW for some hours, with a loss of its
-own between 6 and 14 %.
+a formula, faster than a client could send them. They lie in the table as the daemon would have written them, minute by
+minute, so the rows of one device are on many pages. Each vehicle charges once at 11 kW for some hours, with a loss of
+its own between 6 and 14 %.
 """
 
 import asyncio
@@ -11,16 +12,15 @@ from datetime import UTC, datetime, timedelta
 import asyncpg
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 
-from sql.hours import hour_floor
+from sql.hours import HOUR, hour_floor
 from sql.partitions import HISTORY_TABLES, Days, days_between
 
-DEVICES_A_STATEMENT = 50
-
-# $1, $2: first and last number of a device; $3, $4: the window. `plugged` is whether the vehicle is charging.
+# $1: the number of devices; $2: where the history starts; $3, $4: the part of it that is written. `plugged` is whether
+# the vehicle is charging.
 _MINUTES = """
-    FROM generate_series($1::int, $2::int) AS n,
+    FROM generate_series(1, $1::int) AS n,
          generate_series($3::timestamptz, $4::timestamptz - interval '1 minute', interval '1 minute') AS minute,
-         LATERAL (SELECT (extract(epoch FROM minute - $3::timestamptz) / 60 - n * 7919 % 1000)
+         LATERAL (SELECT (extract(epoch FROM minute - $2::timestamptz) / 60 - n * 7919 % 1000)
                          BETWEEN 0 AND 120 + n % 240 AS plugged) AS charging
 """
 _STATEMENTS = {
@@ -29,14 +29,14 @@ _STATEMENTS = {
         SELECT 'hm-' || lpad(n::text, 6, '0'), minute, CASE WHEN plugged THEN 11.0 / 60 ELSE 0.00005 END,
                228 + (n + extract(epoch FROM minute)::bigint / 60) % 5, minute
         {_MINUTES}
-        ORDER BY 1, 2 ON CONFLICT DO NOTHING
+        ORDER BY 2, 1 ON CONFLICT DO NOTHING
     """,  # noqa: S608 - no part of it comes from outside
     "vehicle_reading": f"""
         INSERT INTO vehicle_reading (vehicle_id, ts, soc, kwh_delivered_dc, battery_temp, received_at)
         SELECT 'hv-' || lpad(n::text, 6, '0'), minute, 50,
                CASE WHEN plugged THEN 11.0 / 60 * (0.86 + n % 9 / 100.0) ELSE 0 END, 20 + n % 10, minute
         {_MINUTES}
-        ORDER BY 1, 2 ON CONFLICT DO NOTHING
+        ORDER BY 2, 1 ON CONFLICT DO NOTHING
     """,
 }
 _FINISH = """
@@ -72,13 +72,11 @@ async def _fill(
 ) -> int:
     connection = await asyncpg.connect(database_url)
     await Days().ensure(connection, table, days_between(start, end))
-    task = progress.add_task(table, total=vehicles)
+    parts = [start + n * HOUR for n in range((end - start) // HOUR)]
     rows = 0
-    for first in range(1, vehicles + 1, DEVICES_A_STATEMENT):
-        last = min(vehicles, first + DEVICES_A_STATEMENT - 1)
-        done = await connection.execute(_STATEMENTS[table], first, last, start, end)
+    for part in progress.track(parts, description=table):
+        done = await connection.execute(_STATEMENTS[table], vehicles, start, part, part + HOUR)
         rows += int(done.rpartition(" ")[2])  # INSERT 0 n
-        progress.update(task, completed=last)
     await connection.close()
     return rows
 
