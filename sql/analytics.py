@@ -175,7 +175,7 @@ async def fleet(connection: Connection, start: datetime, end: datetime, rules: R
     window = _Window(start, end, rules)
     summable = await find_summable(connection, start, end, rules.power_max_kw)
     if summable is not None:
-        limits = (rules.low_efficiency, rules.min_ac_kwh, rules.min_coverage)
+        limits = (rules.low_efficiency, rules.min_ac_kwh, rules.min_coverage, rules.power_max_kw)
         known = await sum_fleet(connection, start, end, *limits, worst, summable)
         vehicles = await _modes_of(connection, VEHICLE, known.odd_vehicles)
         meters = await _modes_of(connection, METER, known.odd_meters)

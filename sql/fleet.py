@@ -38,8 +38,8 @@ class VehicleSummary(Struct, frozen=True, rename="camel"):
 
 LATE_MAX = 1000
 """Devices with late readings that are told apart."""
-EDGE_MAX = 2 * HOUR
-"""How far the rollups may lie behind the end of a window."""
+EDGE_MAX = 3 * HOUR
+"""How far the rollups may lie behind the end of a window. What counters count is made an hour later than the rest."""
 STEP_MAX = timedelta(minutes=1)
 """How far before an edge a reading says something of the cadence in it: `sum_edge`."""
 
@@ -53,8 +53,8 @@ class Summable(Struct, frozen=True):
     late_meters: list[str]
     late_vehicles: list[str]
     """Devices that are left out, since readings came late."""
-    is_counted: bool
-    """Whether counters can be summed up, too."""
+    tame: list[datetime]
+    """Hours in which a counter must have behaved well to be summed up."""
 
 
 class FleetSums(Struct):
@@ -77,8 +77,9 @@ async def find_summable(connection: Connection, start: datetime, end: datetime, 
     It can if there are whole hours in it, of one UTC day or of two, that are rolled up with that POWER_MAX_KW.
     """
     states = [await rollup_state(connection, kind) for kind in (METER, VEHICLE)]
-    first = hour_ceiling(start)
-    behind = min(hour_floor(end), *(state.rolled_through for state in states))
+    has_counters = await connection.fetchval(query("has_counters"))
+    complete = min(state.counted_through if has_counters else state.rolled_through for state in states)
+    first, behind = hour_ceiling(start), min(hour_floor(end), complete)
     if first >= behind or day_floor(behind - HOUR) - day_floor(first) > DAY or end - behind > EDGE_MAX:
         return None
     if any(state.power_max_kw != power_max_kw for state in states):
@@ -89,9 +90,11 @@ async def find_summable(connection: Connection, start: datetime, end: datetime, 
         late.append([row["id"] for row in rows])
         if len(rows) > LATE_MAX or "" in late[-1]:  # without a name it stands for all
             return None
-    is_counted = (first, behind) == (start, end) and all(state.counted_through >= end for state in states)
     late_meters, late_vehicles = late
-    return Summable(first, behind, late_meters, late_vehicles, is_counted)
+    # What a counter counts depends on its own UTC hour and on the one before.
+    tame = [first - 2 * HOUR, first - HOUR] if has_counters and start < first else []
+    tame += [behind - HOUR] if has_counters and behind < end else []
+    return Summable(first, behind, late_meters, late_vehicles, tame)
 
 
 async def sum_fleet(
@@ -101,18 +104,19 @@ async def sum_fleet(
     low_efficiency: float,
     min_ac_kwh: float,
     min_coverage: float,
+    power_max_kw: float,
     worst: int,
     summable: Summable,
 ) -> FleetSums:
     """The sums of the window [start, end), as far as that can be done, with the `worst` vehicles among them."""
     last = summable.behind - HOUR
     bounds = (start, end, last, day_floor(summable.first), day_floor(last))
-    unsummed = (summable.late_meters, summable.late_vehicles, summable.is_counted)
+    left_out = (summable.late_meters, summable.late_vehicles, summable.tame)
     hours = (summable.first, summable.behind)
-    since = (start - STEP_MAX, summable.behind - STEP_MAX) if hours != (start, end) else ()
+    edges = (start - STEP_MAX, summable.behind - STEP_MAX, power_max_kw) if hours != (start, end) else ()
     sums = FleetSums()
     limits = (low_efficiency, min_ac_kwh, min_coverage)
-    for row in await connection.fetch(statement(bool(since)), *bounds, *limits, worst, *unsummed, *hours, *since):
+    for row in await connection.fetch(statement(bool(edges)), *bounds, *limits, worst, *left_out, *hours, *edges):
         match row["part"]:
             case "verdict":
                 sums.verdicts[row["status"]] = row["vehicles"]

@@ -330,8 +330,8 @@ async def test_most_of_a_fleet_takes_no_closer_look(database: asyncpg.Connection
     await store(database, METER, "d4", [(70.5, 1.0)])
 
     summable = await find_summable(database, minute(0), minute(240), RULES.power_max_kw)
-    assert summable == Summable(minute(0), minute(240), ["d4"], [], is_counted=True)
-    sums = await sum_fleet(database, minute(0), minute(240), 0.85, 1.0, 0.5, 10, summable)
+    assert summable == Summable(minute(0), minute(240), ["d4"], [], tame=[])
+    sums = await sum_fleet(database, minute(0), minute(240), 0.85, 1.0, 0.5, 500, 10, summable)
 
     assert (sorted(sums.odd_vehicles), sorted(sums.odd_meters)) == (["d3", "d4"], ["d3", "d4"])
     assert (sums.verdicts, len(sums.worst)) == ({"ok": 3}, 3)
@@ -346,37 +346,56 @@ def lively_points(rng: random.Random, jitter: float, silences: int) -> list[Poin
     return [(at, rng.choice([0, 0.1, 0.2])) for at in ats if not any(start < at < end for start, end in holes)]
 
 
-@pytest.mark.parametrize("seed", range(4))
+def counted(rng: random.Random, points: list[Point], oddity: float) -> list[Point]:
+    """What a counter of these amounts shows, which behaves oddly so often."""
+    level, shown = 50.0, list[Point]()
+    for at, kwh in points:
+        level += kwh
+        seen = level
+        if rng.random() < oddity:
+            seen = rng.choice([0.0, level * 0.5, level * 0.95, level + 1000])
+            level = rng.choice([level, level, seen])
+        shown.append((at, seen))
+    return shown
+
+
+@pytest.mark.parametrize("seed", range(6))
 async def test_a_fleet_in_a_window_of_any_ends(database: asyncpg.Connection, seed: int) -> None:
     """Devices that send by the second, about once a minute, or with silences; the last hours are not rolled up."""
     rng = random.Random(seed)
-    for number in range(24):
+    for number in range(36):
         device_id = f"d{number:02}"
         for kind in KINDS:
-            points = lively_points(rng, jitter=[0, 0.002, 0.3, 0.9][number % 4], silences=number // 6)
+            points = lively_points(rng, jitter=[0, 0.002, 0.3, 0.9][number % 4], silences=number // 9)
+            mode = rng.choice(MODES)
+            await set_energy_mode(database, kind, device_id, mode)
+            if mode != "interval":
+                points = counted(rng, points, rng.choice([0, 0, 0.003, 0.03]))
             await store(database, kind, device_id, points)
         await pair(database, device_id, device_id, minute(-20), None)
     for kind in KINDS:
-        while await step(database, kind, minute(360)):
+        while await step(database, kind, minute(rng.choice([302, 303, 315, 360]))):
             pass
 
     for _ in range(12):
-        start = minute(rng.uniform(-5, 170))
+        start = minute(rng.choice([0, 60, rng.uniform(-5, 170)]))
         end = minute(rng.choice([300, rng.uniform(270, 300), rng.uniform(300, 360), rng.uniform(360, 418)]))
-        assert await assert_fleet_is_that_of_the_history(database, start, end, worst=24)
+        assert await assert_fleet_is_that_of_the_history(database, start, end, worst=36)
 
 
+@pytest.mark.parametrize("mode", MODES)
 @pytest.mark.parametrize(
     ("start", "end"),
-    [(29.7, 358.2), (0.1, 359.9), (59.1, 301.3), (0, 301), (59.9, 300.1), (30, 300), (59.99, 300.01), (30, 403.6)],
+    [(29.7, 358.2), (0.1, 359.9), (59.1, 301.3), (0, 301), (0, 300), (59.9, 300.1), (59.99, 300.01), (30, 403.6)],
 )
 async def test_who_sends_every_minute_takes_no_closer_look(
-    database: asyncpg.Connection, start: float, end: float
+    database: asyncpg.Connection, start: float, end: float, mode: EnergyMode
 ) -> None:
     for number in range(6):
-        points = [(n + number / 10, 0.1) for n in range(-10, 420)]
+        points = [(n + number / 10, 0.1 if mode == "interval" else 10 + n * 0.1) for n in range(-10, 420)]
         for kind in KINDS:
             await store(database, kind, f"d{number}", points)
+            await set_energy_mode(database, kind, f"d{number}", mode)
         await pair(database, f"d{number}", f"d{number}", minute(-10), None)
     for kind in KINDS:
         while await step(database, kind, minute(365)):
@@ -384,7 +403,7 @@ async def test_who_sends_every_minute_takes_no_closer_look(
 
     summable = await find_summable(database, minute(start), minute(end), RULES.power_max_kw)
     assert summable is not None
-    sums = await sum_fleet(database, minute(start), minute(end), 0.85, 1.0, 0.5, 10, summable)
+    sums = await sum_fleet(database, minute(start), minute(end), 0.85, 1.0, 0.5, 500, 10, summable)
 
     assert (sums.odd_vehicles, sums.odd_meters) == ([], [])
     assert sum(sums.verdicts.values()) == 6
@@ -399,6 +418,42 @@ async def test_a_step_from_before_the_edge_that_makes_its_cadence(database: asyn
     await pair(database, "d", "d", minute(-10), None)
     await roll_up(database)
     assert await assert_fleet_is_that_of_the_history(database, minute(57.95), minute(120))
+
+
+@pytest.mark.parametrize(
+    ("start", "end", "odd"),
+    [
+        (30, 330, (310, 1000.0)),  # a jump behind the full hours, which stays
+        (30, 330, (310, -3.0)),  # a dip
+        (30, 330, (299.5, -3.0)),  # a dip in the last full hour
+        (30, 330, (40, -3.0)),
+        (30, 330, (0, 1000.0)),  # a jump in the hour of the start
+        (61, 330, (45, -3.0)),  # a dip in the hour before the start, which its own hour has not made good
+        (30, 330, (29.5, -100.0)),  # a reset
+    ],
+)
+async def test_a_counter_that_does_not_only_rise(
+    database: asyncpg.Connection, start: float, end: float, odd: tuple[float, float]
+) -> None:
+    points = [(n + 0.25, 1000 + n * 0.1 + (odd[1] if n + 0.25 > odd[0] else 0)) for n in range(-90, 420)]
+    for kind in KINDS:
+        await store(database, kind, "d", points)
+        await set_energy_mode(database, kind, "d", "register")
+    await pair(database, "d", "d", minute(-95), None)
+    for kind in KINDS:
+        while await step(database, kind, minute(365)):
+            pass
+    assert await assert_fleet_is_that_of_the_history(database, minute(start), minute(end))
+
+
+async def test_a_counter_whose_last_reading_before_the_edge_is_not_looked_at(database: asyncpg.Connection) -> None:
+    points = [(n + 0.25, 10 + n * 0.1) for n in range(420) if n != 30]
+    for kind in KINDS:
+        await store(database, kind, "d", points)
+        await set_energy_mode(database, kind, "d", "register")
+    await pair(database, "d", "d", minute(-95), None)
+    await roll_up(database)
+    assert await assert_fleet_is_that_of_the_history(database, minute(30.5), minute(330))
 
 
 # Case by case.

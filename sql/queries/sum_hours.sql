@@ -2,21 +2,20 @@
 --
 -- Adds up to five cells of a device: the first hour as what its day had come to before it, taken away; the last hour as what
 -- its own day has come to; the day of the first, where they are not of one day; and `sum_edge` before the first hour and
--- behind the last, where the window has more than whole hours. kWh are null where that cannot tell (`ends` is 3 where it
--- can): there is no cell of the first or of the last hour, or the device is read as a counter while what counters count is
--- not complete. One that has late readings lacks its first.
+-- behind the last, where the window has more than whole hours. kWh are null where that cannot tell: there is no cell of the
+-- first or of the last hour (`ends` is 3 where both are there), or there is a doubt, 1 of what is covered, 2 of what a
+-- register counted, 4 of what a session counter did. One that has late readings lacks its first.
 SELECT
     part.{device_id},
     CASE
-        WHEN part.ends <> 3
+        WHEN part.ends <> 3 OR part.doubts & 1 > 0
         THEN NULL
         WHEN coalesce(device.energy_mode, 'interval') = 'interval'
         THEN part.kwh_interval
-        WHEN NOT $12
-        THEN NULL
-        WHEN device.energy_mode = 'register'
+        WHEN device.energy_mode = 'register' AND part.doubts & 2 = 0
         THEN part.kwh_register
-        ELSE part.kwh_session
+        WHEN device.energy_mode = 'session' AND part.doubts & 4 = 0
+        THEN part.kwh_session
     END AS kwh,
     -- Of the silence over midnight, what lies within one cadence of a reading.
     part.covered_s + least(part.silence_s, part.reach_s) AS covered_s
@@ -24,6 +23,7 @@ FROM (
     SELECT
         {device_id},
         sum(ends) AS ends,
+        bit_or(doubts) AS doubts,
         sum(kwh_interval) AS kwh_interval,
         sum(kwh_register) AS kwh_register,
         sum(kwh_session) AS kwh_session,
@@ -34,6 +34,7 @@ FROM (
         SELECT
             {device_id},
             1 AS ends,
+            0 AS doubts,
             kwh_interval - day_kwh_interval AS kwh_interval,
             kwh_register - day_kwh_register AS kwh_register,
             kwh_session - day_kwh_session AS kwh_session,
@@ -48,6 +49,7 @@ FROM (
         SELECT
             {device_id},
             2,
+            0,
             day_kwh_interval,
             day_kwh_register,
             day_kwh_session,
@@ -60,6 +62,7 @@ FROM (
         SELECT
             {device_id},
             0,
+            0,
             kwh_interval,
             kwh_register,
             kwh_session,
@@ -68,6 +71,20 @@ FROM (
             last_cadence_s
         FROM {kind}_day
         WHERE day = $4::timestamptz AND $4::timestamptz < $5::timestamptz
+        UNION ALL
+        SELECT
+            {device_id},
+            0,
+            CASE WHEN register_impossible_steps + register_resets + register_dips + register_glitches > 0 THEN 2 ELSE 0 END
+            + CASE WHEN session_impossible_steps + session_resets + session_dips + session_glitches > 0 THEN 4 ELSE 0 END,
+            0.0,
+            0.0,
+            0.0,
+            0.0,
+            0.0,
+            0.0
+        FROM {kind}_hour
+        WHERE hour = ANY ($12::timestamptz[])
         {edges}
     ) AS cell
     GROUP BY {device_id}

@@ -1,0 +1,2 @@
+-- Whether any device is read as a counter.
+SELECT EXISTS (SELECT FROM device WHERE energy_mode <> 'interval');
