@@ -373,9 +373,7 @@ async def test_a_fleet_in_a_window_of_any_ends(database: asyncpg.Connection, see
                 points = counted(rng, points, rng.choice([0, 0, 0.003, 0.03]))
             await store(database, kind, device_id, points)
         await pair(database, device_id, device_id, minute(-20), None)
-    for kind in KINDS:
-        while await step(database, kind, minute(rng.choice([302, 303, 315, 360]))):
-            pass
+    await roll_up(database, minute(rng.choice([302, 303, 315, 360])))
 
     for _ in range(12):
         start = minute(rng.choice([0, 60, rng.uniform(-5, 170)]))
@@ -397,9 +395,7 @@ async def test_who_sends_every_minute_takes_no_closer_look(
             await store(database, kind, f"d{number}", points)
             await set_energy_mode(database, kind, f"d{number}", mode)
         await pair(database, f"d{number}", f"d{number}", minute(-10), None)
-    for kind in KINDS:
-        while await step(database, kind, minute(365)):
-            pass
+    await roll_up(database, minute(365))
 
     summable = await find_summable(database, minute(start), minute(end), RULES.power_max_kw)
     assert summable is not None
@@ -440,9 +436,7 @@ async def test_a_counter_that_does_not_only_rise(
         await store(database, kind, "d", points)
         await set_energy_mode(database, kind, "d", "register")
     await pair(database, "d", "d", minute(-95), None)
-    for kind in KINDS:
-        while await step(database, kind, minute(365)):
-            pass
+    await roll_up(database, minute(365))
     assert await assert_fleet_is_that_of_the_history(database, minute(start), minute(end))
 
 
