@@ -35,6 +35,9 @@ ANOTHER_HOST = (
 )
 
 
+STOPPING = "The sidecar is being stopped, send the request again"
+
+
 class SlowReaderError(Exception):
     """The client does not read its answer."""
 
@@ -88,6 +91,9 @@ class Access:
                 await self._app(scope, receive, seen.send)
         except SlowReaderError:
             log.warning("client does not read its answer, connection closed", request_id=seen.request_id)
+        except asyncio.CancelledError:  # only the server cancels, what is still under way when its time to stop is over
+            if not seen.status:
+                await respond(unavailable(STOPPING), seen.request_id)(scope, receive, seen.send)
         except Exception as error:
             bug = respond_to_bug(error, seen.request_id)
             if not seen.status:

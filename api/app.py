@@ -12,7 +12,7 @@ from starlette.middleware import Middleware
 from starlette.middleware.cors import CORSMiddleware
 from starlette.requests import ClientDisconnect, Request
 from starlette.responses import Response
-from starlette.routing import Route
+from starlette.routing import Match, Route
 from starlette.types import Receive, Scope, Send
 
 from api import bodies, params
@@ -76,11 +76,20 @@ def build_app(settings: ApiSettings) -> Starlette:
 
 
 def _routes() -> list[Route]:
-    routes = []
+    routes: list[Route] = []
     for path, by_method in by_path().items():
         endpoint = _endpoint(path, by_method)
-        routes += [Route(prefix + path, endpoint, methods=list(by_method)) for prefix in ("", ALIAS)]
+        routes += [_Path(prefix + path, endpoint, methods=list(by_method)) for prefix in ("", ALIAS)]
     return routes
+
+
+class _Path(Route):
+    """Answers for its path whatever the method is: further down, a parameter might fit the path as well."""
+
+    def matches(self, scope: Scope) -> tuple[Match, Scope]:
+        """Whether the path is this one."""
+        match, found = super().matches(scope)
+        return (Match.FULL if match is Match.PARTIAL else match), found
 
 
 def _endpoint(path: str, by_method: dict[str, Operation]) -> Endpoint:

@@ -11,7 +11,7 @@ from starlette.responses import Response
 from api.auth import Role
 from api.contract import JSON, Answer, Call, Operation, Page, Sidecar, answer
 from api.errors import ProblemError, invalid
-from api.params import LIMIT_DEFAULT, Beginning, DeviceId, Instant, Limit, MeterId, NoQuery
+from api.params import LIMIT_DEFAULT, Beginning, DeviceId, Instant, Limit, MeterId, NoQuery, segment
 from sql import links
 from sql.links import Link, LinkOverlapError, LinkRangeError, Paired
 from sql.pool import Connection
@@ -61,6 +61,13 @@ class VehiclePath(Struct, frozen=True, rename="camel"):
     vehicle_id: DeviceId
 
 
+class Removal(Struct, frozen=True):
+    """Which link of a vehicle to remove, if any."""
+
+    removes: Beginning | None = None
+    """The `validFrom` of the link."""
+
+
 class LinkFilter(Struct, frozen=True, kw_only=True, rename="camel"):
     """Which links to list."""
 
@@ -79,7 +86,7 @@ class LinkPage(Page[Link], frozen=True):
 async def pair(call: Call[NoQuery, NoQuery, Pairing]) -> Response:
     """Pair a vehicle with a meter."""
     paired = await make(call.sidecar, call.body)
-    return answer(paired, 201, {"Location": f"/v1/links/{call.body.vehicle_id}"})
+    return answer(paired, 201, {"Location": f"/v1/links/{segment(call.body.vehicle_id)}"})
 
 
 async def make(sidecar: Sidecar, wanted: Pairing) -> Paired:
@@ -88,7 +95,7 @@ async def make(sidecar: Sidecar, wanted: Pairing) -> Paired:
     async def change(connection: Connection) -> Paired:
         return await links.pair(connection, wanted.vehicle_id, wanted.meter_id, wanted.valid_from, wanted.valid_to)
 
-    return await _change(sidecar, change, wanted.valid_to)
+    return await _change(sidecar, change)
 
 
 async def correct(call: Call[VehiclePath, NoQuery, Correction]) -> Response:
@@ -103,12 +110,9 @@ async def mend(sidecar: Sidecar, vehicle_id: str, wanted: Correction, seen: Link
         link = Link(vehicle_id, wanted.meter_id, wanted.valid_from, wanted.valid_to)
         return await links.correct(connection, wanted.corrects, link, seen)
 
-    if corrected := await _change(sidecar, change, wanted.valid_to):
+    if corrected := await _change(sidecar, change):
         return corrected
-    async with sidecar.database.connection() as connection:
-        status = 409 if await links.list_links(connection, vehicle_id=vehicle_id, limit=1) else 404
-    begins = wanted.corrects.isoformat()
-    raise ProblemError(status, f"{vehicle_id} has no link that begins at {begins}; {_history(vehicle_id)}")
+    raise await _no_such_link(sidecar, vehicle_id, wanted.corrects)
 
 
 async def list_links(call: Call[NoQuery, LinkFilter, None]) -> Response:
@@ -144,9 +148,10 @@ async def get_link(call: Call[VehiclePath, NoQuery, None]) -> Response:
     return answer(found[0])
 
 
-async def unpair(call: Call[VehiclePath, NoQuery, None]) -> Response:
-    """End the open link of a vehicle now."""
-    return answer(await end(call.sidecar, call.path.vehicle_id))
+async def unpair(call: Call[VehiclePath, Removal, None]) -> Response:
+    """End the open link of a vehicle now, or remove a link as if it had never been."""
+    vehicle_id, begins = call.path.vehicle_id, call.query.removes
+    return answer(await remove(call.sidecar, vehicle_id, begins) if begins else await end(call.sidecar, vehicle_id))
 
 
 async def end(sidecar: Sidecar, vehicle_id: str, since: datetime | None = None) -> Link:
@@ -159,7 +164,18 @@ async def end(sidecar: Sidecar, vehicle_id: str, since: datetime | None = None) 
     raise missing
 
 
-async def _change(sidecar: Sidecar, change: Callable[[Connection], Awaitable[T]], valid_to: datetime | None) -> T:
+async def remove(sidecar: Sidecar, vehicle_id: str, begins: datetime, seen: Link | None = None) -> Link:
+    """Remove a link, with `seen` only if it still is so; raises ProblemError 404 or 409."""
+
+    async def change(connection: Connection) -> Link | None:
+        return await links.remove(connection, vehicle_id, begins, seen)
+
+    if removed := await _change(sidecar, change):
+        return removed
+    raise await _no_such_link(sidecar, vehicle_id, begins)
+
+
+async def _change(sidecar: Sidecar, change: Callable[[Connection], Awaitable[T]]) -> T:
     """Change links; raises ProblemError for what is refused."""
     failed = None
     async with sidecar.database.connection() as connection:
@@ -170,7 +186,7 @@ async def _change(sidecar: Sidecar, change: Callable[[Connection], Awaitable[T]]
     if isinstance(failed, LinkOverlapError):
         raise ProblemError(409, f"The link overlaps another: {failed}", link=failed.link)
     if failed:
-        raise invalid("body", "validTo" if valid_to else "validFrom", str(failed))
+        raise invalid("body", {"beginning": "validFrom", "end": "validTo"}[failed.at], str(failed))
     sidecar.cache.clear()
     return changed
 
@@ -181,6 +197,14 @@ async def _no_open_link(connection: Connection, vehicle_id: str, since: datetime
         return ProblemError(404, f"{vehicle_id} has never been linked")
     which = f"open link that began at {since.isoformat()}" if since else "open link any more"
     return ProblemError(410, f"{vehicle_id} has no {which}; {_history(vehicle_id)}")
+
+
+async def _no_such_link(sidecar: Sidecar, vehicle_id: str, begins: datetime) -> ProblemError:
+    """404 for a vehicle without links, 409 for one that has others."""
+    async with sidecar.database.connection() as connection:
+        status = 409 if await links.list_links(connection, vehicle_id=vehicle_id, limit=1) else 404
+    detail = f"{vehicle_id} has no link that begins at {begins.isoformat()}; {_history(vehicle_id)}"
+    return ProblemError(status, detail)
 
 
 def _history(vehicle_id: str) -> str:
@@ -269,11 +293,18 @@ OPERATIONS = (
         method="DELETE",
         path="/links/{vehicleId}",
         tag="Links",
-        summary="End the open link of a vehicle now",
+        summary="End the open link of a vehicle now, or remove a link",
+        description=(
+            "Without `removes`, the open link ends now. With it, the link that begins then, open or ended, is removed "
+            "as if it had never been: `removes` is its `validFrom` as it is listed. Other links stay as they are, also "
+            "those that it ended when it was made; where none of the vehicle begins at `removes`, it is 409. Past "
+            "analytics change accordingly."
+        ),
         handler=unpair,
         role=Role.write,
         path_type=VehiclePath,
-        answers={200: Answer("The link as it has ended", Link, {JSON: _ENDED})},
-        problems=(404, 410),
+        query=Removal,
+        answers={200: Answer("The link as it has ended, or as it was", Link, {JSON: _ENDED})},
+        problems=(404, 409, 410),
     ),
 )

@@ -11,6 +11,7 @@ from datetime import UTC, datetime, timedelta
 from functools import cache
 from types import NoneType
 from typing import Annotated, Any, Literal, TypeVar, get_args, get_origin, get_type_hints
+from urllib.parse import quote
 from zoneinfo import ZoneInfo
 
 import msgspec
@@ -25,7 +26,12 @@ LATEST = datetime(2100, 1, 1, tzinfo=UTC)
 DAY = timedelta(days=1)
 LIMIT_DEFAULT = 100
 LIMIT_MAX = 1000
+WHOLE_MAX = 2**53
+"""From here on a number with a decimal point or an exponent does not tell which whole number was meant."""
 
+_STEPS = {".": "%2E", "..": "%2E%2E"}
+"""Ids that clients take for steps in a path, escaped or not, and what stands for them there: no id has a %."""
+_IDS = {escaped: step for step, escaped in _STEPS.items()}
 _ID_PATTERN = r"^[A-Za-z0-9._:-]{1,64}\Z"
 _RFC_3339 = re.compile(r"\d{4}-\d\d-\d\d[Tt]\d\d:\d\d:\d\d(\.\d{1,9})?([Zz]|[+-]\d\d:\d\d)", re.ASCII)
 
@@ -37,7 +43,7 @@ _INSTANT = Meta(
     tz=True,
     description="RFC 3339 with an offset, from 2000 to 2099, such as 2026-03-14T15:00:00Z",
     examples=["2026-03-14T15:00:00Z"],
-    # The years, as nearly as a pattern can say it; `_instant` below says it exactly.
+    # The years, which `format` does not say.
     extra_json_schema={"pattern": r"^20[0-9]{2}-[0-9]{2}-[0-9]{2}[Tt][0-9:.]{8,18}([Zz]|[+-][0-9]{2}:[0-9]{2})$"},
 )
 Instant = Annotated[datetime, _INSTANT]
@@ -104,8 +110,13 @@ def query(struct: type[T], pairs: Iterable[tuple[str, str]]) -> T:
 
 
 def path(struct: type[T], values: Mapping[str, str]) -> T:
-    """Path parameters as a Struct."""
-    return _build(struct, values, "path", [])
+    """Path parameters as a Struct; `segment` wrote them."""
+    return _build(struct, {name: _IDS.get(value, value) for name, value in values.items()}, "path", [])
+
+
+def segment(text: str) -> str:
+    """A text as a part of a path, which every client leaves as it is."""
+    return quote(_STEPS.get(text, text), safe="")
 
 
 def body(struct: type[T], raw: bytes) -> T:
@@ -183,14 +194,15 @@ def _whole(value: Any) -> Any:
     """2.0 as 2: to a JSON Schema, and to a client whose numbers are all floats, it is an integer."""
     if isinstance(value, list):
         return [_whole(element) for element in value]
-    return int(value) if isinstance(value, float) and value.is_integer() else value
+    is_whole = isinstance(value, float) and value.is_integer() and abs(value) < WHOLE_MAX
+    return int(value) if is_whole else value
 
 
 def _instant(value: Any) -> datetime:
     if not isinstance(value, str) or not _RFC_3339.fullmatch(value):
         raise ValueError("not RFC 3339")
     instant: datetime = msgspec.convert(value, Annotated[datetime, Meta(tz=True)])
-    # Compared before any arithmetic: the year 1 at +14:00 is no time in UTC.
-    if not EARLIEST <= instant < LATEST:
+    # The year as it is written, as in the schema, and before any arithmetic: the year 1 at +14:00 is no time in UTC.
+    if not EARLIEST.year <= instant.year < LATEST.year:
         raise ValueError("out of the years that are kept")
     return instant.astimezone(UTC)

@@ -22,7 +22,7 @@ REPLAY_DEFAULT = 1000
 ID_MAX = 10**18 - 1
 IDS_MAX = 1000
 
-RejectionId = Annotated[int, Meta(ge=1, le=ID_MAX, description="a whole number from 1", examples=[4711])]
+RejectionId = Annotated[int, Meta(ge=1, le=ID_MAX, description=f"a whole number from 1 to {ID_MAX}", examples=[4711])]
 OneReason = Annotated[Reason, Meta(description=" or ".join(REASONS), examples=["clock_ahead"])]
 Device = Annotated[
     DeviceId, Meta(description="1 to 64 of A-Z a-z 0-9 . _ : - (- alone: what came on no device's topic)")
@@ -36,7 +36,12 @@ ReplayCursor = Annotated[
     ),
 ]
 Ids = Annotated[
-    list[RejectionId], Meta(min_length=1, max_length=IDS_MAX, description=f"an array of 1 to {IDS_MAX} ids")
+    list[RejectionId],
+    Meta(
+        min_length=1,
+        max_length=IDS_MAX,
+        description=f"an array of 1 to {IDS_MAX} ids, each a whole number from 1 to {ID_MAX}",
+    ),
 ]
 DryRun = Annotated[bool, Meta(description="true or false")]
 ReplayLimit = Annotated[
@@ -136,7 +141,7 @@ _REPORT = Report(
 )
 
 OPERATIONS = (
-    # Before the path with an id in it, so that another method there is told of POST.
+    # Before the path with an id in it, which would take the name for one.
     Operation(
         id="replayRejections",
         method="POST",

@@ -15,7 +15,7 @@ from msgspec import Struct, field
 from msgspec.structs import replace
 
 from sql.cells import Total
-from sql.devices import EnergyMode
+from sql.devices import EnergyMode, find_mode
 from sql.fleet import DIGITS, FleetSums, VehicleSummary, Verdict, find_summable, sum_fleet
 from sql.measure import Piece, measure
 from sql.pool import Connection
@@ -157,7 +157,7 @@ async def performances(
     connection: Connection, vehicle_id: str, windows: Sequence[tuple[datetime, datetime]], rules: Rules
 ) -> list[Performance] | None:
     """The same in each of some windows, which are in the order of time; without any share of the fleet's energy."""
-    energy_mode: EnergyMode | None = await connection.fetchval(query("find_mode_of_vehicle"), vehicle_id)
+    energy_mode = await find_mode(connection, VEHICLE, vehicle_id)
     if energy_mode is None:
         return None
     links = await _spans(connection, [vehicle_id], _Window(windows[0][0], windows[-1][1], rules))

@@ -97,6 +97,12 @@ async def get_device(connection: Connection, kind: Kind, device_id: str) -> Devi
     )
 
 
+async def find_mode(connection: Connection, kind: Kind, device_id: str) -> EnergyMode | None:
+    """The energy mode of a device that was ever seen, linked or configured; None of any other."""
+    found: EnergyMode | None = await connection.fetchval(kind.query("find_mode_of_device"), device_id)
+    return found
+
+
 async def set_energy_mode(connection: Connection, kind: Kind, device_id: str, energy_mode: EnergyMode) -> Device:
     """Say how the device's kWh are to be read, of the past too; the device need not have been seen yet."""
     await connection.execute(query("set_energy_mode"), kind.name, device_id, energy_mode)

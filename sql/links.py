@@ -15,10 +15,13 @@ changing. The transaction is READ COMMITTED whatever the server's default: it se
 | corrected | any other that it overlaps | LinkOverlapError |
 | corrected as it is already | | nothing changes |
 
+Removing a link leaves all others as they are, also those that it ended when it was made.
+
 Energy is derived when it is asked for, so a changed link changes the analytics of the past.
 """
 
 from datetime import UTC, datetime, timedelta
+from typing import Literal
 
 import asyncpg
 from msgspec import Struct
@@ -63,6 +66,11 @@ class LinkOverlapError(Exception):
 class LinkRangeError(Exception):
     """The times of a link are not possible."""
 
+    def __init__(self, at: Literal["beginning", "end"], text: str) -> None:
+        """`at`: which of the two is wrong."""
+        super().__init__(text)
+        self.at = at
+
 
 async def pair(
     connection: Connection, vehicle_id: str, meter_id: str, valid_from: datetime | None, valid_to: datetime | None
@@ -106,9 +114,8 @@ async def correct(connection: Connection, valid_from: datetime, wanted: Link, se
     async with transaction(connection, isolation="read_committed"):
         _check_range(wanted, await _turn(connection))
         overlapped = await _overlapped(connection, wanted)
-        at_that_time = await list_links(connection, vehicle_id=wanted.vehicle_id, at=valid_from, limit=1)
-        old = next((link for link in at_that_time if link.valid_from == valid_from), None)
-        if old is None or (seen is not None and old != seen):
+        old = await _find(connection, wanted.vehicle_id, valid_from, seen)
+        if old is None:
             return wanted if wanted in overlapped else None
         for link in overlapped:
             if link != old:
@@ -117,6 +124,21 @@ async def correct(connection: Connection, valid_from: datetime, wanted: Link, se
             query("correct_link"), wanted.vehicle_id, valid_from, wanted.meter_id, wanted.valid_from, wanted.valid_to
         )
     return wanted
+
+
+async def remove(
+    connection: Connection, vehicle_id: str, valid_from: datetime, seen: Link | None = None
+) -> Link | None:
+    """Remove a vehicle's link that begins at `valid_from`, as if it had never been, and return what it was.
+
+    None where there is no such link, or where it is not as it was `seen`.
+    """
+    async with transaction(connection, isolation="read_committed"):
+        await _turn(connection)
+        link = await _find(connection, vehicle_id, valid_from, seen)
+        if link:
+            await connection.execute(query("delete_link"), vehicle_id, valid_from)
+    return link
 
 
 async def list_links(
@@ -152,13 +174,27 @@ async def _turn(connection: Connection) -> datetime:
 
 
 def _check_range(link: Link, now: datetime) -> None:
-    if link.valid_to is not None and link.valid_to <= link.valid_from:
-        raise LinkRangeError(f"the link would end at {link.valid_to.isoformat()}, which is not after its beginning")
-    for time in (link.valid_from, link.valid_to or link.valid_from):
-        if time > now + AHEAD_MAX:
-            raise LinkRangeError(f"{time.isoformat()} is in the future; a link is made or ended when it happens")
-        if time < EARLIEST:
-            raise LinkRangeError(f"{time.isoformat()} is before {EARLIEST.date().isoformat()}, as no reading is")
+    _check_time("beginning", link.valid_from, now)
+    if link.valid_to is not None:
+        _check_time("end", link.valid_to, now)
+        if link.valid_to <= link.valid_from:
+            raise LinkRangeError(
+                "end", f"the link would end at {link.valid_to.isoformat()}, which is not after its beginning"
+            )
+
+
+def _check_time(at: Literal["beginning", "end"], time: datetime, now: datetime) -> None:
+    if time > now + AHEAD_MAX:
+        raise LinkRangeError(at, f"{time.isoformat()} is in the future; a link is made or ended when it happens")
+    if time < EARLIEST:
+        raise LinkRangeError(at, f"{time.isoformat()} is before {EARLIEST.date().isoformat()}, as no reading is")
+
+
+async def _find(connection: Connection, vehicle_id: str, valid_from: datetime, seen: Link | None) -> Link | None:
+    """The link of a vehicle that begins then; None where there is none, or where it is not as it was `seen`."""
+    at_that_time = await list_links(connection, vehicle_id=vehicle_id, at=valid_from, limit=1)
+    found = next((link for link in at_that_time if link.valid_from == valid_from), None)
+    return None if found is None or (seen is not None and found != seen) else found
 
 
 async def _overlapped(connection: Connection, wanted: Link) -> list[Link]:

@@ -31,7 +31,7 @@ from sql.devices import EnergyMode, get_device, list_readings, list_status, set_
 from sql.distribution import TABLES, Placement, check_cluster, find_places, place
 from sql.errors import DistributionError
 from sql.fleet import statement as sum_fleet
-from sql.links import pair, unpair
+from sql.links import pair, remove, unpair
 from sql.migrate import migrate
 from sql.overview import OTHER_ENDS
 from sql.partitions import HISTORY_TABLES, Days, drop_before, list_days
@@ -430,6 +430,8 @@ async def fill(connection: Connection) -> None:
         await pair(connection, f"v{n}", f"m{n}", START + timedelta(minutes=10 * n), None)
     await pair(connection, "v0", "m9", START + timedelta(minutes=200), None)
     await unpair(connection, "v1")
+    await pair(connection, "v9", "m8", START + timedelta(minutes=220), None)
+    await remove(connection, "v9", START + timedelta(minutes=220))
     kept = [
         Rejection(START + timedelta(seconds=n), "meters/m1/reading", "malformed_json", "no", b"x") for n in range(5)
     ]

@@ -8,7 +8,18 @@ from datetime import UTC, datetime, timedelta
 import asyncpg
 import pytest
 
-from sql.links import AHEAD_MAX, Link, LinkOverlapError, LinkRangeError, Paired, correct, list_links, pair, unpair
+from sql.links import (
+    AHEAD_MAX,
+    Link,
+    LinkOverlapError,
+    LinkRangeError,
+    Paired,
+    correct,
+    list_links,
+    pair,
+    remove,
+    unpair,
+)
 from sql.pool import Pool, lease, open_pool
 
 OVERLAPS = """
@@ -158,23 +169,30 @@ async def test_the_same_link_of_the_past_again_changes_nothing(database: asyncpg
     assert await stored(database) == [link("v1", "m1", 0, 1)]
 
 
+LATER = datetime.now(UTC) + AHEAD_MAX + timedelta(days=1)
+LONG_AGO = datetime(1999, 12, 31, tzinfo=UTC)
+
+
 @pytest.mark.parametrize(
-    ("valid_from", "valid_to"),
+    ("valid_from", "valid_to", "wrong"),
     [
-        (at(1), at(1)),
-        (at(1), at(0)),
-        (None, at(0)),
-        (datetime.now(UTC) + AHEAD_MAX + timedelta(days=1), None),
-        (at(0), datetime.now(UTC) + AHEAD_MAX + timedelta(days=1)),
-        (datetime(1999, 12, 31, tzinfo=UTC), None),
-        (datetime(1999, 12, 31, tzinfo=UTC), at(0)),
+        (at(1), at(1), "end"),
+        (at(1), at(0), "end"),
+        (None, at(0), "end"),
+        (LATER, None, "beginning"),
+        (LATER, LATER + timedelta(days=1), "beginning"),
+        (LATER, at(0), "beginning"),
+        (at(0), LATER, "end"),
+        (LONG_AGO, None, "beginning"),
+        (LONG_AGO, at(0), "beginning"),
     ],
 )
-async def test_impossible_times_are_refused(
-    database: asyncpg.Connection, valid_from: datetime | None, valid_to: datetime | None
+async def test_impossible_times_are_refused_and_it_is_said_which_is_wrong(
+    database: asyncpg.Connection, valid_from: datetime | None, valid_to: datetime | None, wrong: str
 ) -> None:
-    with pytest.raises(LinkRangeError):
+    with pytest.raises(LinkRangeError) as caught:
         await pair(database, "v1", "m1", valid_from, valid_to)
+    assert caught.value.at == wrong
     assert await stored(database) == []
 
 
@@ -296,6 +314,43 @@ async def test_a_link_that_is_not_there_is_not_corrected(
     assert await stored(database) == LINKS
 
 
+# Removals.
+
+
+@pytest.mark.parametrize("begins", [0, 10], ids=["ended", "open"])
+async def test_one_link_is_removed_and_no_other(database: asyncpg.Connection, begins: float) -> None:
+    await add(database, *LINKS)
+    (removed,) = (one for one in LINKS if one.vehicle_id == "v1" and one.valid_from == at(begins))
+
+    assert await remove(database, "v1", at(begins)) == removed
+
+    assert await stored(database) == [one for one in LINKS if one != removed]
+    assert await remove(database, "v1", at(begins)) is None
+
+
+async def test_what_a_link_ended_stays_ended_when_it_is_removed(database: asyncpg.Connection) -> None:
+    await add(database, link("v1", "m1", 0), link("v1", "m2", 5))
+    await remove(database, "v1", at(5))
+    assert await stored(database) == [link("v1", "m1", 0, 5)]
+
+
+@pytest.mark.parametrize(("vehicle_id", "begins"), [("v1", 1), ("v1", 5), ("v3", 0)])
+async def test_a_link_that_is_not_there_is_not_removed(
+    database: asyncpg.Connection, vehicle_id: str, begins: float
+) -> None:
+    await add(database, *LINKS)
+    assert await remove(database, vehicle_id, at(begins)) is None
+    assert await stored(database) == LINKS
+
+
+async def test_who_saw_a_link_does_not_remove_what_it_has_become(database: asyncpg.Connection) -> None:
+    await add(database, *LINKS)
+    for other in (link("v1", "m1", 0), link("v1", "m9", 0, 5)):
+        assert await remove(database, "v1", at(0), other) is None
+    assert await stored(database) == LINKS
+    assert await remove(database, "v1", at(0), LINKS[0]) == LINKS[0]
+
+
 # Lists.
 
 HISTORY = [link("v1", "m1", 0, 2), link("v1", "m2", 2, 4), link("v1", "m1", 6), link("v2", "m2", 5)]
@@ -368,11 +423,13 @@ async def _change(connection: asyncpg.Connection, draw: random.Random) -> int:
     vehicle_id, meter_id = f"v{draw.randrange(10)}", f"m{draw.randrange(10)}"
     hour = draw.randrange(10_000)
     times: tuple[datetime | None, datetime | None] = None, None
-    match draw.randrange(9):
+    match draw.randrange(10):
         case 0:
             return int(await unpair(connection, vehicle_id) is not None)
         case 4:
             return await _correct(connection, vehicle_id, meter_id, draw)
+        case 5:
+            return await _remove(connection, vehicle_id, draw)
         case 1 | 2:
             times = at(hour), at(hour + draw.randrange(1, 50))
         case 3:
@@ -395,6 +452,11 @@ async def _correct(connection: asyncpg.Connection, vehicle_id: str, meter_id: st
         return int(await correct(connection, one.valid_from, wanted) is not None)
     except (LinkOverlapError, LinkRangeError):
         return 0
+
+
+async def _remove(connection: asyncpg.Connection, vehicle_id: str, draw: random.Random) -> int:
+    links = await list_links(connection, vehicle_id=vehicle_id, limit=100)
+    return int(bool(links) and await remove(connection, vehicle_id, draw.choice(links).valid_from) is not None)
 
 
 async def test_who_writes_by_hand_cannot_make_an_overlap_either(database: asyncpg.Connection) -> None:

@@ -20,7 +20,7 @@ from api.web.device_data import meter_data, vehicle_data
 from api.web.pages import Page, Visit
 from sql.analytics import Rules, performances
 from sql.completeness import Completeness, completeness
-from sql.devices import Device, EnergyMode, MeterStatus, VehicleStatus, get_device, get_status
+from sql.devices import Device, EnergyMode, MeterStatus, VehicleStatus, find_mode, get_device, get_status
 from sql.hours import DAY
 from sql.links import Link, links_of
 from sql.measure import Piece, measure
@@ -138,21 +138,21 @@ async def send_meter_data(visit: Visit) -> Response:
     """What the charts of a meter are drawn from."""
     device_id, shown = visit.path(DeviceOnPath).id, _window(visit)
     async with visit.sidecar.database.connection() as connection:
-        status = await get_status(connection, METER, device_id)
-        if status is None:
+        energy_mode = await find_mode(connection, METER, device_id)
+        if energy_mode is None:
             raise unknown(METER, device_id)
-        found = await meter_data(connection, device_id, status.energy_mode, shown.start, shown.end, _rules(visit))
+        found = await meter_data(connection, device_id, energy_mode, shown.start, shown.end, _rules(visit))
     return visit.answer(found)
 
 
 async def _show(
     visit: Visit, kind: Kind, words_of: Callable[[Connection, Visit, Known, Shown], Awaitable[Words]]
 ) -> Response:
-    device_id = visit.request.path_params["id"]
     try:
-        visit.path(DeviceOnPath)
+        device_id = visit.path(DeviceOnPath).id
     except ProblemError:
-        return visit.render("unknown_device.html", 404, kind=kind.name, id=device_id, is_possible=False)
+        name = visit.request.path_params["id"]
+        return visit.render("unknown_device.html", 404, kind=kind.name, id=name, is_possible=False)
     async with visit.sidecar.database.connection() as connection:
         known = await _find(connection, kind, device_id)
         if known is None:
@@ -161,8 +161,11 @@ async def _show(
         try:
             shown = _window(visit)
         except ProblemError as error:
-            typed = {name: visit.request.query_params.get(name, "") for name in ("from", "to")}
-            return visit.render(f"{kind.name}.html", error.status, **words, shown=None, typed=typed, fault=error.detail)
+            given = {name: text for name in ("from", "to") if (text := visit.request.query_params.get(name))}
+            typed = {name: _typed(given.get(name, "")) for name in ("from", "to")}
+            asked = " ".join(f"{name} {params.shown(text)}" for name, text in given.items())
+            words |= {"shown": None, "typed": typed, "fault": error.detail, "asked": asked}
+            return visit.render(f"{kind.name}.html", error.status, **words)
         words |= await words_of(connection, visit, known, shown)
     return visit.render(
         f"{kind.name}.html",
@@ -253,6 +256,15 @@ def _in_utc(text: str) -> str:
     if not _FROM_FORM.fullmatch(text):
         return text
     return f"{text}Z" if text.count(":") == 2 else f"{text}:00Z"
+
+
+def _typed(text: str) -> str:
+    """A time of the address as it stands in the form's fields, which show nothing else."""
+    try:
+        moment = datetime.fromisoformat(text)
+        return f"{moment.astimezone(UTC) if moment.tzinfo else moment:%Y-%m-%dT%H:%M:%S}"
+    except (ValueError, OverflowError):
+        return ""
 
 
 def _rules(visit: Visit) -> Rules:

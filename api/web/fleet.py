@@ -11,7 +11,7 @@ from starlette.responses import RedirectResponse, Response
 
 from api.devices import KINDS
 from api.errors import ProblemError, unavailable
-from api.params import DeviceId
+from api.params import DeviceId, segment
 from api.web.live import VIEWERS_MAX
 from api.web.overview import Overview, Watch
 from api.web.pages import Page, Visit, text
@@ -85,7 +85,7 @@ async def find(visit: Visit) -> Response:
     async with visit.sidecar.database.connection() as connection:
         for kind in KINDS.values():
             if await devices.get_status(connection, kind, wanted):
-                return RedirectResponse(f"/{kind.name}s/{wanted}", 303)
+                return RedirectResponse(f"/{kind.name}s/{segment(wanted)}", 303)
         for kind in reversed(KINDS.values()):
             if await list_silent(connection, kind, wanted, 1):
                 return RedirectResponse(f"/?kind={kind.name}&begins={wanted}#devices", 303)

@@ -1,4 +1,4 @@
-"""Who charges where: the links, and the forms that make, end and correct them."""
+"""Who charges where: the links, and the forms that make, end, correct and remove them."""
 
 from collections.abc import Mapping
 from typing import Literal
@@ -30,14 +30,21 @@ LABELS = {
     "validFrom": "The beginning",
     "validTo": "The end",
 }
-Done = Literal["paired", "moved", "ended", "corrected"]
+Done = Literal["paired", "moved", "ended", "corrected", "removed"]
 DONE: dict[Done, str] = {
     "paired": "The two are paired.",
     "moved": "The two are paired. The open links that they had with others ended at that moment.",
     "ended": "The link has ended. If that was a mistake: correct it and leave its end empty.",
     "corrected": "The link is corrected. Energy of the past counts accordingly.",
+    "removed": (
+        "The link is removed, and energy of the past counts as if it had never been. Links that it ended when it was "
+        "made stay ended: to open one again, correct it and leave its end empty."
+    ),
 }
-GONE = "Somebody else has ended or corrected this link meanwhile, so nothing was changed. Here is what there is now."
+GONE = (
+    "Somebody else has ended, corrected or removed this link meanwhile, so nothing was changed. "
+    "Here is what there is now."
+)
 
 
 class Chosen(Struct, frozen=True, kw_only=True, rename="camel"):
@@ -64,15 +71,20 @@ class Named(Struct, frozen=True, rename="camel"):
 
 
 class Seen(Struct, frozen=True, rename="camel"):
-    """A link as it was when its form was made: who corrects it means that one."""
+    """A link as it was when its form was made: who corrects or removes it means that one."""
 
     vehicle_id: DeviceId
-    corrects: Beginning
     was_meter_id: MeterId
+    was_valid_from: Beginning
     was_valid_to: Instant | None = None
 
+    @property
+    def link(self) -> Link:
+        """The link."""
+        return Link(self.vehicle_id, self.was_meter_id, self.was_valid_from, self.was_valid_to)
 
-SEEN = frozenset(("vehicleId", "corrects", "wasMeterId", "wasValidTo"))
+
+SEEN = frozenset(("vehicleId", "wasMeterId", "wasValidFrom", "wasValidTo"))
 
 
 async def show(visit: Visit) -> Response:
@@ -104,28 +116,47 @@ async def end(visit: Visit) -> Response:
 
 async def show_correction(visit: Visit) -> Response:
     """The form that corrects a link, filled with what it is now."""
-    named = forms.asked(visit, Named)
-    found = await links.find(visit.sidecar, LinkFilter(vehicle_id=named.vehicle_id, at=named.since, limit=1))
-    if not found.items or found.items[0].valid_from != named.since:
-        return await _show_gone(visit, 404, named.vehicle_id)
-    return visit.render("correct_link.html", form=Form(_fields(found.items[0])))
+    return await _show_one(visit, "correct_link.html")
 
 
 async def correct(visit: Visit) -> Response:
     """Correct a link."""
     fields = await visit.form()
-    hidden = {name: value for name, value in fields.items() if name in SEEN}
-    wanted = {name: value for name, value in fields.items() if name not in SEEN or name == "corrects"}
-    seen = forms.read(Seen, hidden, ("wasValidTo",))
-    was = Link(seen.vehicle_id, seen.was_meter_id, seen.corrects, seen.was_valid_to)
-    vehicle_id = seen.vehicle_id
+    was = forms.read(Seen, {name: value for name, value in fields.items() if name in SEEN}).link
+    wanted = {name: value for name, value in fields.items() if name not in SEEN} | {"corrects": exact(was.valid_from)}
     try:
-        corrected = await links.mend(visit.sidecar, vehicle_id, forms.read(Correction, wanted, TIMES), was)
+        corrected = await links.mend(visit.sidecar, was.vehicle_id, forms.read(Correction, wanted, TIMES), was)
     except ProblemError as error:
         if _is_gone(error):
-            return await _show_gone(visit, error.status, vehicle_id)
-        return visit.render("correct_link.html", error.status, form=_refused(error, fields, "validFrom"))
+            return await _show_gone(visit, error.status, was.vehicle_id)
+        return visit.render("correct_link.html", error.status, form=_refused(error, fields, "validFrom"), link=was)
     return _done(visit, "corrected", corrected)
+
+
+async def show_removal(visit: Visit) -> Response:
+    """What is removed with a link, and the form that does it."""
+    return await _show_one(visit, "remove_link.html")
+
+
+async def remove(visit: Visit) -> Response:
+    """Remove a link."""
+    was = forms.read(Seen, await visit.form()).link
+    try:
+        removed = await links.remove(visit.sidecar, was.vehicle_id, was.valid_from, was)
+    except ProblemError as error:
+        if not _is_gone(error):
+            raise
+        return await _show_gone(visit, error.status, was.vehicle_id)
+    return _done(visit, "removed", removed)
+
+
+async def _show_one(visit: Visit, template: str) -> Response:
+    """A page about one link, as it is now."""
+    named = forms.asked(visit, Named)
+    found = await links.find(visit.sidecar, LinkFilter(vehicle_id=named.vehicle_id, at=named.since, limit=1))
+    if not found.items or found.items[0].valid_from != named.since:
+        return await _show_gone(visit, 404, named.vehicle_id)
+    return visit.render(template, form=Form(_fields(found.items[0])), link=found.items[0])
 
 
 async def _show(
@@ -187,10 +218,6 @@ async def _suggested(visit: Visit) -> dict[str, list[str]]:
 def _fields(link: Link) -> dict[str, str]:
     """The form that would change nothing."""
     return {
-        "vehicleId": link.vehicle_id,
-        "corrects": exact(link.valid_from),
-        "wasMeterId": link.meter_id,
-        "wasValidTo": exact(link.valid_to),
         "meterId": link.meter_id,
         "validFrom": exact(link.valid_from),
         "validTo": exact(link.valid_to),
@@ -203,4 +230,6 @@ PAGES = (
     Page(path="/links/end", method="POST", handler=end, role=Role.write),
     Page(path="/links/correct", handler=show_correction, role=Role.write),
     Page(path="/links/correct", method="POST", handler=correct, role=Role.write),
+    Page(path="/links/remove", handler=show_removal, role=Role.write),
+    Page(path="/links/remove", method="POST", handler=remove, role=Role.write),
 )

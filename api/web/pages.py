@@ -7,7 +7,6 @@ shown as a page too, or as the problem document where a script asked.
 import gzip
 from collections.abc import Awaitable, Callable
 from datetime import UTC, datetime
-from functools import partial
 from typing import Any, Literal, TypeVar
 from urllib.parse import parse_qsl, quote
 
@@ -227,7 +226,7 @@ def _environment() -> Environment:
         "duration": units.duration,
         "moment": units.moment,
         "age": units.age,
-        "segment": partial(quote, safe=""),
+        "segment": params.segment,
         "exact": units.exact,
         "count": units.count,
         "code": units.code,

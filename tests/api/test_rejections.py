@@ -126,8 +126,11 @@ async def test_only_what_was_chosen_is_replayed(client: TestClient, database: as
         ({"reason": "conflict"}, 0),
         ({"device": "m-1", "reason": None}, 3),
         ({"ids": [float(ids[0])], "limit": 2.0}, 1),
+        ({"ids": [ids[0], ids[0]]}, 1),
+        ({"ids": [resource.ID_MAX]}, 0),
         ({"since": text(THEN + 4 * MINUTE)}, 2),
         ({"until": text(THEN + 4 * MINUTE), "device": "m-0"}, 2),
+        ({"since": "2000-01-01T00:00:00+00:02", "until": "2099-12-31T23:59:59-00:02"}, 6),
     ):
         assert replay(client, **body)["rejections"] == count, body
 
@@ -166,6 +169,18 @@ def test_rejections_are_for_admins(database_url: str, tokens: Callable[[], tuple
             assert response.status_code == status
 
 
+NO_IDS: tuple[Any, ...] = (0, -1, resource.ID_MAX + 1, 2**64, 1.5, 2.0**53, 1e17, "1", True, None, [1], {})
+"""As a float, 2**53 may have been written as the number behind it."""
+WRONG_IDS: tuple[Any, ...] = (
+    *([one] for one in NO_IDS),
+    [1, False],
+    [1] * (resource.IDS_MAX + 1),
+    {},
+    1,
+    "1",
+)
+
+
 @pytest.mark.parametrize(
     ("body", "name", "sentence"),
     [
@@ -173,10 +188,7 @@ def test_rejections_are_for_admins(database_url: str, tokens: Callable[[], tuple
         ({"dryRun": None}, "dryRun", "allowed: true or false"),
         ({"dry_run": False}, "dry_run", "is not known here"),
         ({"ids": []}, "ids", f"allowed: an array of 1 to {resource.IDS_MAX} ids"),
-        ({"ids": [0]}, "ids", "ids"),
-        ({"ids": [1] * 1001}, "ids", "ids"),
-        ({"ids": ["1"]}, "ids", "ids"),
-        ({"ids": [1.5]}, "ids", "ids"),
+        *[({"ids": ids}, "ids", f"each a whole number from 1 to {resource.ID_MAX}") for ids in WRONG_IDS],
         ({"limit": "5"}, "limit", "a whole number"),
         ({"limit": resource.REPLAY_MAX + 1}, "limit", f"from 1 to {resource.REPLAY_MAX}"),
         ({"reason": "odd"}, "reason", "allowed: malformed_json or"),
@@ -193,7 +205,7 @@ def test_a_wrong_replay_is_422_with_a_sentence(
     assert sentence in problem["detail"]
 
 
-@pytest.mark.parametrize("number", ["0", "-1", "x", "1.5", "9" * 30, "%00", "replay"])
+@pytest.mark.parametrize("number", ["0", "-1", "x", "1.5", "9" * 30, str(10**18), "%00", "replays"])
 def test_what_is_no_id_is_422(shared: TestClient, number: str) -> None:
     assert "a whole number from 1" in check_problem(shared.get(f"/v1/rejections/{number}"), 422)["detail"]
 

@@ -3,7 +3,7 @@
 import csv
 import io
 import json
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from contextlib import AsyncExitStack
 from datetime import datetime
 from typing import Any
@@ -14,10 +14,11 @@ from starlette.testclient import TestClient
 
 from api import database, export
 from api.analytics import OPERATIONS
+from api.app import build_app
 from api.database import LONG_MAX, open_database
 from api.errors import ProblemError
 from sql.devices import CHUNK_READINGS, MeterHistory
-from tests.api.conftest import MINUTE, NOW, check_problem, meter, vehicle
+from tests.api.conftest import MINUTE, NOW, bearer, check_problem, client_of, meter, settings, vehicle
 
 HOUR = 60 * MINUTE
 
@@ -55,8 +56,28 @@ def test_an_overlap_in_the_past_is_409_and_names_the_link(client: TestClient) ->
     link = pair(client, validFrom=at(NOW - 4 * HOUR), validTo=at(NOW - 2 * HOUR)).json()["link"]
     problem = check_problem(pair(client, meterId="m-2", validFrom=at(NOW - 3 * HOUR), validTo=at(NOW - HOUR)), 409)
     assert problem["link"] == link
-    check_problem(pair(client, validFrom=at(NOW), validTo=at(NOW - HOUR)), 422)
-    check_problem(pair(client, validFrom=at(NOW + 48 * HOUR)), 422)
+
+
+@pytest.mark.parametrize(
+    ("since", "until", "name"),
+    [
+        (at(NOW), at(NOW - HOUR), "validTo"),
+        (None, at(NOW - HOUR), "validTo"),
+        (at(NOW - HOUR), at(NOW + 48 * HOUR), "validTo"),
+        (at(NOW + 48 * HOUR), None, "validFrom"),
+        (at(NOW + 48 * HOUR), at(NOW + 49 * HOUR), "validFrom"),
+        (at(NOW + 48 * HOUR), at(NOW - HOUR), "validFrom"),
+    ],
+)
+def test_a_time_that_cannot_be_is_422_at_its_field(
+    client: TestClient, since: str | None, until: str | None, name: str
+) -> None:
+    made = pair(client, validFrom=at(NOW - 2 * HOUR)).json()["link"]
+    times = {"validFrom": since, "validTo": until}
+    corrects = {"corrects": made["validFrom"], "meterId": "m-1"}
+    corrected = client.put("/v1/links/v-1", json={**corrects, **times, "validFrom": since or at(NOW)})
+    for refused in (pair(client, meterId="m-2", **times), corrected):
+        assert [fault["name"] for fault in check_problem(refused, 422)["errors"]] == [name]
 
 
 def test_delete_ends_the_open_link_once(client: TestClient) -> None:
@@ -68,6 +89,39 @@ def test_delete_ends_the_open_link_once(client: TestClient) -> None:
     for gone in (client.delete("/v1/links/v-1"), client.get("/v1/links/v-1")):
         assert "/v1/links?vehicleId=v-1" in check_problem(gone, 410)["detail"]
     assert client.get("/v1/links", params={"vehicleId": "v-1"}).json()["items"] == [ended]
+
+
+def test_delete_removes_the_link_that_is_named_and_the_analytics_forget_it(
+    database_url: str, tokens: Callable[[], tuple[str, dict[str, str]]]
+) -> None:
+    path, made = tokens()
+    with client_of(build_app(settings(database_url, ANALYTICS_CACHE_TTL_S="3600", API_TOKENS_FILE=path))) as client:
+        client.headers.update(bearer(made["write"]))
+        send(client, [meter(NOW - n * MINUTE) for n in range(60)])
+        send(client, [vehicle(NOW - n * MINUTE) for n in range(60)])
+        before = pair(client, meterId="m-2", validFrom=at(NOW - 4 * HOUR)).json()["link"]
+        wrong = pair(client, validFrom=at(NOW - 2 * HOUR)).json()["link"]
+        assert client.get("/v1/analytics/performance/v-1").json()["acKwh"] == 90
+        named = {"removes": wrong["validFrom"]}
+        reader = bearer(made["read"])
+        check_problem(client.delete("/v1/links/v-1", params=named, headers=reader), 403)
+
+        removed = client.delete("/api/v1/links/v-1", params=named)
+
+        assert (removed.status_code, removed.json()) == (200, wrong)
+        assert client.get("/v1/links").json()["items"] == [{**before, "validTo": wrong["validFrom"]}]
+        assert client.get("/v1/analytics/performance/v-1").json()["acKwh"] == 0
+
+
+def test_a_removal_of_what_is_not_there_changes_nothing(client: TestClient) -> None:
+    link = pair(client, validFrom=at(NOW - 2 * HOUR)).json()["link"]
+    missing = check_problem(client.delete("/v1/links/v-1", params={"removes": at(NOW - HOUR)}), 409)
+    assert "v-1 has no link that begins at" in missing["detail"]
+    assert "/v1/links?vehicleId=v-1" in missing["detail"]
+    check_problem(client.delete("/v1/links/v-2", params={"removes": at(NOW - HOUR)}), 404)
+    for wrong in ("removes=", "removes=now", "validFrom=2026-03-14T15:00:00Z"):
+        check_problem(client.delete(f"/v1/links/v-1?{wrong}"), 422)
+    assert client.get("/v1/links").json()["items"] == [link]
 
 
 def test_a_correction_changes_one_link_and_the_analytics(client: TestClient) -> None:

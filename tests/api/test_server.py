@@ -2,6 +2,7 @@
 
 import asyncio
 import json
+import signal
 import socket
 import time
 from collections.abc import AsyncIterator, Iterator
@@ -21,7 +22,7 @@ from api.app import build_app
 from api.server import HEAD_BYTES_MAX
 from dev.house import eventually
 from dev.processes import ProcessError
-from tests.api.conftest import NOW, meter, settings, vehicle
+from tests.api.conftest import NOW, check_problem, meter, settings, vehicle
 from tests.api.server import Sidecar, sidecar
 
 READINGS = 100_000
@@ -78,6 +79,17 @@ def test_a_body_that_comes_with_its_head_is_no_part_of_it(served: Sidecar) -> No
 def test_what_is_no_http_is_400(served: Sidecar, request_bytes: bytes) -> None:
     status, problem = talk(served, request_bytes)
     assert (status, problem["status"]) == (b"HTTP/1.1 400 Bad Request", 400)
+
+
+@pytest.mark.parametrize(("name", "segment"), [(".", "%252E"), ("..", "%252E%252E")])
+async def test_a_device_whose_id_is_a_step_in_a_path_can_be_asked_for(served: Sidecar, name: str, segment: str) -> None:
+    async with httpx2.AsyncClient(base_url=f"{served.url}/v1") as client:
+        linked = await client.post("/links", json={"vehicleId": name, "meterId": f"m{name}"})
+        assert linked.headers["location"] == f"/v1/links/{segment}"
+        for path in ("links", "analytics/performance"):
+            assert (await client.get(f"/{path}/{segment}")).json()["vehicleId"] == name
+        check_problem(await client.get("/vehicles/a%252E"), 422)
+        check_problem(await client.get("/vehicles/%252E%252E%252E"), 422)
 
 
 def body(readings: int) -> Iterator[bytes]:
@@ -240,6 +252,31 @@ async def test_a_slow_body_is_408_and_what_was_stored_before_is_said(
         response = await client.post("/v1/ingest", content=slow(), headers={"Content-Type": "application/x-ndjson"})
         assert time.monotonic() - began_s < 2
     assert (response.status_code, response.json()["report"]["received"]) == (408, 0)
+
+
+async def test_requests_that_wait_for_a_lock_when_it_stops_are_503_and_a_line_each(
+    database_url: str, database: asyncpg.Connection, tmp_path: Path
+) -> None:
+    paths = ["/v1/links", "/v1/analytics/fleet", "/v1/vehicles/v-1/readings?format=csv", "/links", "/vehicles/v-1"]
+    waiting = "SELECT count(*) FROM pg_stat_activity WHERE datname = current_database() AND wait_event_type = 'Lock'"
+    locker = await asyncpg.connect(database_url)
+
+    async def all_wait() -> bool:
+        return int(await database.fetchval(waiting)) == len(paths)
+
+    with sidecar(tmp_path, database_url) as stopped:  # which also holds that it ends in good order
+        async with httpx2.AsyncClient(base_url=stopped.url, timeout=30) as client, asyncio.TaskGroup() as tasks:
+            await locker.execute("BEGIN; LOCK TABLE vehicle_meter_link, vehicle_status IN ACCESS EXCLUSIVE MODE")
+            answers = [tasks.create_task(client.get(path)) for path in paths]
+            await eventually(all_wait)
+            stopped.process.signal(signal.SIGTERM)
+    await locker.close()
+    for answer in answers:
+        assert "is being stopped" in check_problem(answer.result(), 503)["detail"]
+    lines = [json.loads(line) for line in stopped.process.log.read_text(encoding="utf-8").splitlines()]
+    assert [line for line in lines if "exception" in line] == []
+    told = [line for line in lines if line.get("status") == 503]
+    assert sorted(line["path"] for line in told) == sorted(path.partition("?")[0] for path in paths)
 
 
 def test_a_busy_port_ends_with_exit_code_2(served: Sidecar, tmp_path: Path, shared_url: str) -> None:

@@ -12,7 +12,7 @@ from playwright.async_api import Browser, Locator, Page, expect
 
 from tests.web.looks import SCHEMES, axe_violations, check_looks
 from tests.web.place import LEAKY, VEHICLES, Guarded, Place
-from tests.web.tabs import ENERGY, Tabs, enter_token
+from tests.web.tabs import ENERGY, PHONE, Tabs, enter_token
 
 pytestmark = pytest.mark.asyncio(loop_scope="session")
 
@@ -112,6 +112,19 @@ async def test_figures_that_cannot_be_had_are_said_to_stand_still_and_then_go_on
     await expect(said).to_be_hidden()
 
 
+@pytest.mark.parametrize("name", [".", ".."])
+async def test_a_device_whose_id_is_a_step_in_a_path_has_its_page(tabs: Tabs, place: Place, name: str) -> None:
+    async with stored(place, name):
+        page = await tabs.open(f"{place.url}/?begins=.")
+        await page.locator("#table").get_by_role("link", name=name, exact=True).click()
+        await expect(page.get_by_role("heading", level=1)).to_have_text(f"Vehicle {name}")
+        await page.get_by_role("link", name="7 days").click()
+        await expect(page.get_by_role("heading", level=1)).to_have_text(f"Vehicle {name}")
+        await page.get_by_label("Find a vehicle or a meter").fill(name)
+        await page.keyboard.press("Enter")
+        await expect(page.get_by_role("heading", level=1)).to_have_text(f"Vehicle {name}")
+
+
 async def test_a_hostile_name_does_nothing(tabs: Tabs, place: Place) -> None:
     async with stored(place, HOSTILE):
         page = await tabs.open(place.url)
@@ -159,6 +172,29 @@ async def test_what_has_the_focus_keeps_it_while_the_figures_move(tabs: Tabs, pl
     await place.publish("vehicles/while-focused/reading", **READING)
     await expect(tile(page, "Vehicles heard from")).to_contain_text(f"of {before + 1}")
     await expect(link).to_be_focused()
+
+
+async def test_a_table_that_was_scrolled_sideways_stays_so_when_it_is_refreshed(tabs: Tabs, place: Place) -> None:
+    page = await tabs.open(f"{place.url}/?begins=v", viewport=PHONE)
+    await page.clock.install()
+    await page.reload()
+    table = page.locator("#table")
+    await expect(table.locator("tbody tr")).not_to_have_count(0)
+    await table.locator(".scroll").evaluate("(scroll) => { scroll.scrollLeft = 120; }")
+    async with stored(place, "v-new"):
+        await page.clock.fast_forward(10_000)
+        await expect(table.get_by_role("link", name="v-new", exact=True)).to_have_count(1)
+        assert await table.locator(".scroll").evaluate("(scroll) => scroll.scrollLeft") == 120
+
+
+async def test_what_was_unfolded_stays_so_when_it_is_replaced(tabs: Tabs, place: Place) -> None:
+    page = await tabs.open(place.url)
+    summary = page.locator("#lost summary")
+    await summary.click()
+    await page.locator("#lost section").evaluate("(part) => { part.dataset.old = ''; }")
+    await expect(page.locator("#lost section[data-old]")).to_have_count(0)
+    await expect(page.locator("#lost details table")).to_be_visible()
+    await expect(summary).to_be_focused()
 
 
 async def test_times_are_in_the_zone_of_the_browser_and_in_utc_on_hover(tabs: Tabs, place: Place) -> None:

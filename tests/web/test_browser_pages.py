@@ -2,18 +2,24 @@
 
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
-from datetime import UTC, datetime, timedelta
+from datetime import UTC, date, datetime, time, timedelta
+from pathlib import Path
+from urllib.parse import urlencode
+from zoneinfo import ZoneInfo
 
 import asyncpg
+import httpx2
 import pytest
 from playwright.async_api import Page, expect
 
+from tests.api.server import sidecar
 from tests.web.looks import SCHEMES, check_looks
 from tests.web.place import LEAKY, UNLINKED, Guarded, Place
 from tests.web.tabs import ENERGY, Tabs, enter_token
 
 pytestmark = pytest.mark.asyncio(loop_scope="session")
 
+DAY = timedelta(days=1)
 HOSTILE = "</pre></code><script>window.ran = 1</script><img src=x onerror=alert(1)>"
 PAGES = {
     "vehicle": (f"/vehicles/{LEAKY}", "[data-chart=temperature] [data-summary]"),
@@ -23,6 +29,36 @@ PAGES = {
     "unknown": ("/vehicles/nobody", "h1"),
 }
 """By name: where a page is, and what is seen there once it is complete."""
+
+
+TICKS = "() => Object.values(Chart.instances)[0].scales.x.ticks.map((tick) => tick.value)"
+TITLES = """() => {
+    const { data, options } = Object.values(Chart.instances)[0];
+    return data.datasets[0].data.map((raw) => options.plugins.tooltip.callbacks.title([{ raw }]));
+}"""
+"""What is said of each step where one points at it."""
+
+
+async def send_hours(url: str, start: datetime, end: datetime) -> None:
+    """A vehicle that gets 0.9 of the 1 kWh that its meter counts each hour."""
+    moments = [start + n * timedelta(minutes=5) for n in range((end - start) // timedelta(minutes=5))]
+    meter = [{"meterId": "m", "kwhConsumedAc": 1 / 12, "voltage": 230, "timestamp": at.isoformat()} for at in moments]
+    vehicle = [
+        {"vehicleId": "v", "soc": 50, "kwhDeliveredDc": 0.075, "batteryTemp": 20, "timestamp": at.isoformat()}
+        for at in moments
+    ]
+    async with httpx2.AsyncClient(base_url=url) as client:
+        link = {"vehicleId": "v", "meterId": "m", "validFrom": start.isoformat()}
+        for path, body in (("/v1/ingest", meter + vehicle), ("/v1/links", link)):
+            assert (await client.post(path, json=body)).status_code == 201
+
+
+async def open_charts(tabs: Tabs, url: str, start: datetime, end: datetime, zone: str) -> Page:
+    """The page of that vehicle, drawn."""
+    window = urlencode({"from": start.isoformat(), "to": end.isoformat()})
+    page = await tabs.open(f"{url}/vehicles/v?{window}", timezone_id=zone)
+    await expect(page.locator("#numbers")).to_be_visible()
+    return page
 
 
 @asynccontextmanager
@@ -82,6 +118,37 @@ async def test_another_window_is_asked_for_by_its_times(tabs: Tabs, place: Place
     await expect(page.locator(".figure strong")).to_have_text(ENERGY)
 
 
+@pytest.mark.parametrize(
+    ("day", "zone", "hours", "title"),
+    [
+        (date(2025, 3, 30), "Europe/Berlin", 23, "30 Mar, 01:45 CET – 30 Mar, 03:00 CEST"),
+        (date(2025, 10, 26), "Europe/Berlin", 25, "26 Oct, 02:45 CEST – 26 Oct, 02:00 CET"),
+        (date(2025, 3, 9), "America/New_York", 23, "9 Mar, 01:45 GMT-5 – 9 Mar, 03:00 GMT-4"),
+        (date(2025, 11, 2), "America/New_York", 25, "2 Nov, 01:45 GMT-4 – 2 Nov, 01:00 GMT-5"),
+        (date(2025, 7, 1), "Europe/Berlin", 24, "1 Jul, 01:45–02:00"),
+    ],
+)
+async def test_a_day_on_which_clocks_are_moved_has_each_of_its_hours_once(
+    tabs: Tabs, database_url: str, tmp_path: Path, day: date, zone: str, hours: int, title: str
+) -> None:
+    midnights = [datetime.combine(day + n * DAY, time(), ZoneInfo(zone)).astimezone(UTC) for n in (-1, 0, 1, 2)]
+    with sidecar(tmp_path, database_url, RETENTION_DAYS="0", DAEMON_URLS="none") as served:
+        await send_hours(served.url, midnights[0], midnights[-1])
+
+        page = await open_charts(tabs, served.url, midnights[1], midnights[2], zone)
+
+        rows = page.locator("#numbers tbody tr")
+        begins = await rows.locator("th").all_text_contents()
+        assert len(set(begins)) == len(begins) == hours
+        assert set(await rows.locator("td:nth-child(2)").all_text_contents()) == {"1"}
+        titles = await page.evaluate(TITLES)
+        assert len(set(titles)) == len(titles) == hours * 4
+        assert title in titles
+
+        page = await open_charts(tabs, served.url, midnights[0], midnights[-1], zone)
+        assert await page.evaluate(TICKS) == [moment.timestamp() * 1000 for moment in midnights]
+
+
 async def test_a_device_that_nobody_knows_is_said_to_be_unknown(tabs: Tabs, place: Place) -> None:
     tabs.expect("status of 404")
     page = await tabs.open(f"{place.url}/vehicles/nobody")
@@ -110,6 +177,34 @@ async def test_what_is_wrong_with_a_pairing_is_said_beside_it_and_nothing_is_los
     await expect(since).to_have_attribute("aria-invalid", "true")
     await expect(page.get_by_role("alert")).not_to_be_empty()
     await expect(page.get_by_label("Vehicle", exact=True).first).to_have_value(LEAKY)
+
+
+@pytest.mark.parametrize("scripts", [True, False], ids=["with scripts", "without"])
+async def test_a_link_that_was_a_mistake_is_removed_once_that_is_confirmed(
+    tabs: Tabs, place: Place, scripts: bool
+) -> None:
+    page = await tabs.open(f"{place.url}/links", java_script_enabled=scripts)
+    await pair(page, "vehicle-mistaken", "meter-mistaken", datetime.now(UTC) - timedelta(hours=1))
+    link = page.locator("#links tbody tr").filter(has_text="vehicle-mistaken")
+    await link.get_by_role("link", name="Remove").click()
+    await expect(page.get_by_role("heading", level=1)).to_have_text("Remove a link of vehicle-mistaken?")
+    await page.get_by_role("link", name="Leave it as it is").click()
+    await expect(link).to_have_count(1)
+    await link.get_by_role("link", name="Remove").click()
+    await page.get_by_role("button", name="Remove").click()
+    await expect(page.get_by_role("status")).to_contain_text("The link is removed")
+    await expect(page.get_by_text("vehicle-mistaken has no link.")).to_be_visible()
+
+
+@pytest.mark.parametrize("scheme", SCHEMES)
+@pytest.mark.parametrize("what", ["Correct", "Remove"])
+async def test_changing_a_link_fits_and_axe_finds_nothing_grave(
+    tabs: Tabs, place: Place, what: str, scheme: str
+) -> None:
+    page = await tabs.open(f"{place.url}/links?vehicleId={LEAKY}", color_scheme=scheme)
+    await page.locator("#links tbody tr").get_by_role("link", name=what).click()
+    await expect(page.get_by_role("heading", level=1)).to_contain_text(f"{what} a link")
+    await check_looks(page, f"{what.lower()}-link", scheme)
 
 
 # Rejections.

@@ -169,6 +169,18 @@ def test_a_device_that_is_linked_and_sent_nothing_is_told_how(site: TestClient) 
         assert f"now {other}" in page
 
 
+@pytest.mark.parametrize("made", ["linked", "configured"])
+def test_a_device_that_sent_nothing_has_a_page_and_empty_charts(site: TestClient, made: str) -> None:
+    link(site, "v-linked", "m-linked", -1)
+    for kind in ("vehicle", "meter"):
+        site.put(f"/v1/devices/{kind}/{kind[0]}-configured", json={"energyMode": "register"})
+        address = f"/{kind}s/{kind[0]}-{made}"
+        assert "It has not sent a reading yet." in text_of(site, address)
+        data = data_of(site, f"{address}/data?{window(0, 4)}")
+        columns = [column for name, column in data.items() if isinstance(column, list) and "imes" not in name]
+        assert {value for column in columns for value in column} == {None}
+
+
 def test_nobody_knows_a_device_that_never_came(site: TestClient) -> None:
     for kind in ("vehicle", "meter"):
         page = text_of(site, f"/{kind}s/nobody", 404)
@@ -233,6 +245,29 @@ def test_a_window_that_cannot_be_is_said_beside_the_form(site: TestClient, query
         assert sentence in page
         assert f"{kind[0]}-leaky" in page
         assert sentence in check_problem(site.get(f"/{kind}s/{kind[0]}-leaky/data?{query}"), 422)["detail"]
+
+
+@pytest.mark.parametrize(
+    ("query", "shown", "asked"),
+    [
+        (
+            "from=2026-03-14T15:00:00Z&to=2026-03-13T17:30:00.5%2B01:00",
+            ("2026-03-14T15:00:00", "2026-03-13T16:30:00"),
+            "Asked for: from 2026-03-14T15:00:00Z to 2026-03-13T17:30:00.5+01:00",
+        ),
+        ("from=2026-03-14&to=<b>now", ("2026-03-14T00:00:00", ""), "Asked for: from 2026-03-14 to <b>now"),
+        ("from=0001-01-01T00:00:00%2B14:00", ("", ""), "Asked for: from 0001-01-01T00:00:00+14:00"),
+        ("to=2026-03-14T15:00&from=", ("", "2026-03-14T15:00:00"), "Asked for: to 2026-03-14T15:00"),
+    ],
+)
+def test_the_times_that_were_given_stand_beside_what_is_wrong_with_them(
+    site: TestClient, query: str, shown: tuple[str, str], asked: str
+) -> None:
+    for kind in ("vehicle", "meter"):
+        page = site.get(f"/{kind}s/{kind[0]}-leaky?{query}&odd=1").text
+        assert tuple(re.findall(r'name="(?:from|to)" step="1" value="([^"]*)"', page)) == shown
+        alerts = re.findall(r'role="alert">([^<]*)<', page)
+        assert [unescape(alert).rpartition(". ")[2] for alert in alerts] == [asked]
 
 
 # What the charts are drawn from.

@@ -18,6 +18,7 @@ from tests.web.conftest import fields, form_key, send, sign_in, words
 
 HOUR = 60 * MINUTE
 PAIR = {"vehicleId": "v-1", "meterId": "m-1"}
+GONE = "Somebody else has ended, corrected or removed this link"
 MakeTokens = Callable[[], tuple[str, dict[str, str]]]
 
 
@@ -35,6 +36,11 @@ def make(client: TestClient, **body: str) -> dict[str, Any]:
     assert made.status_code == 201, made.text
     link: dict[str, Any] = made.json()["link"]
     return link
+
+
+def seen(link: dict[str, Any]) -> dict[str, str]:
+    """What a form carries of an open link, for whoever corrects or removes it."""
+    return {"vehicleId": link["vehicleId"], "wasMeterId": link["meterId"], "wasValidFrom": link["validFrom"]}
 
 
 def test_pairing_by_the_form_changes_the_analytics(database_url: str) -> None:
@@ -87,6 +93,12 @@ def test_times_are_taken_as_people_write_them(text: str, meant: str) -> None:
         ({"validTo": "1999-01-01"}, "validTo", "The end is '1999-01-01T00:00:00Z'; allowed: RFC 3339"),
         ({"validFrom": "2026-01-02", "validTo": "2026-01-01"}, "validTo", "which is not after its beginning"),
         ({"validFrom": "2099-01-02"}, "validFrom", "is in the future"),
+        (
+            {"validFrom": "2099-01-02", "validTo": "2099-01-03"},
+            "validFrom",
+            "2099-01-02T00:00:00+00:00 is in the future",
+        ),
+        ({"validFrom": "2026-01-02", "validTo": "2099-01-03"}, "validTo", "2099-01-03T00:00:00+00:00 is in the future"),
     ],
 )
 def test_what_is_wrong_stands_beside_its_field(
@@ -125,7 +137,7 @@ def test_an_open_link_is_ended_and_only_the_one_that_was_seen(client: TestClient
     late = send(client, "/links/end", button, page="/links")
 
     assert late.status_code == 410
-    assert "Somebody else has ended or corrected this link" in words(late)
+    assert GONE in words(late)
     assert stored(client)[1]["validTo"] is None
 
     done = send(client, "/links/end", {**button, "validFrom": at(NOW - HOUR)}, page="/links")
@@ -141,8 +153,7 @@ def test_a_link_is_corrected_to_the_microsecond(client: TestClient) -> None:
     assert page.replace("&", "&amp;").replace(":", "%3A") in client.get("/links").text
     shown = {name: field["value"] for name, field in fields(client.get(page)).items() if name != "id"}
     assert shown == {"meterId": "m-9", "validFrom": wrong["validFrom"], "validTo": ""}
-    seen = {"vehicleId": "v-1", "corrects": wrong["validFrom"], "wasMeterId": wrong["meterId"]}
-    form = {**shown, **seen, "meterId": "m-1"}
+    form = {**shown, **seen(wrong), "meterId": "m-1"}
 
     for _ in range(2):
         done = send(client, "/links/correct", form, page=page if _ == 0 else "/links")
@@ -154,12 +165,11 @@ def test_a_link_is_corrected_to_the_microsecond(client: TestClient) -> None:
 def test_a_correction_of_a_link_that_has_changed_meanwhile_changes_nothing(client: TestClient) -> None:
     link = make(client, validFrom=at(NOW - 2 * HOUR))
     page = f"/links/correct?vehicleId=v-1&validFrom={link['validFrom']}"
-    seen = {"vehicleId": "v-1", "corrects": link["validFrom"], "wasMeterId": link["meterId"]}
     client.delete("/v1/links/v-1")
     before = stored(client)
-    late = send(client, "/links/correct", {**seen, "meterId": "m-9", "validFrom": link["validFrom"]}, page=page)
+    late = send(client, "/links/correct", {**seen(link), "meterId": "m-9", "validFrom": link["validFrom"]}, page=page)
     assert late.status_code == 409
-    assert "Somebody else has ended or corrected this link" in words(late)
+    assert GONE in words(late)
     assert stored(client) == before
 
 
@@ -167,12 +177,12 @@ def test_a_correction_that_cannot_be_changes_nothing_and_says_why(client: TestCl
     make(client, meterId="m-2", validFrom=at(NOW - 4 * HOUR), validTo=at(NOW - 3 * HOUR))
     link = make(client, validFrom=at(NOW - 2 * HOUR))
     before, page = stored(client), f"/links/correct?vehicleId=v-1&validFrom={link['validFrom']}"
-    seen = {"vehicleId": "v-1", "corrects": link["validFrom"], "wasMeterId": link["meterId"]}
-    form = {**seen, "meterId": "m-1", "validFrom": at(NOW - 3.5 * HOUR)}
+    form = {**seen(link), "meterId": "m-1", "validFrom": at(NOW - 3.5 * HOUR)}
 
     overlap = send(client, "/links/correct", form, page=page)
     reverse = send(client, "/links/correct", {**form, "validTo": at(NOW - 9 * HOUR)}, page=page)
-    gone = send(client, "/links/correct", {**form, "corrects": at(NOW - HOUR)}, page=page)
+    early = send(client, "/links/correct", {**form, "validFrom": "2099-01-01", "validTo": "2099-01-02"}, page=page)
+    gone = send(client, "/links/correct", {**form, "wasValidFrom": at(NOW - HOUR)}, page=page)
 
     assert overlap.status_code == 409
     assert "vehicle v-1 is linked with meter m-2" in words(overlap)
@@ -180,11 +190,45 @@ def test_a_correction_that_cannot_be_changes_nothing_and_says_why(client: TestCl
     assert fields(overlap)["validFrom"]["aria-invalid"] == "true"
     assert reverse.status_code == 422
     assert "which is not after its beginning" in words(reverse)
+    assert fields(reverse)["validTo"]["aria-invalid"] == "true"
+    assert "aria-invalid" not in fields(early)["validTo"]
+    assert fields(early)["validFrom"]["aria-invalid"] == "true"
     assert gone.status_code == 409
-    assert "Somebody else has ended or corrected this link" in words(gone)
+    assert GONE in words(gone)
     assert client.get(f"/links/correct?vehicleId=v-1&validFrom={at(NOW - HOUR)}").status_code == 404
     assert client.get("/links/correct?vehicleId=v-1").status_code == 422
-    assert send(client, "/links/correct", {**form, "corrects": "then"}, page=page).status_code == 422
+    for wrong in ({"wasValidFrom": "then"}, {"wasMeterId": ""}):
+        assert send(client, "/links/correct", {**form, **wrong}, page=page).status_code == 422
+    assert stored(client) == before
+
+
+def test_a_link_is_removed_once_that_is_confirmed(client: TestClient) -> None:
+    other = make(client, meterId="m-2", validFrom=at(NOW - 4 * HOUR), validTo=at(NOW - 3 * HOUR))
+    wrong = make(client, validFrom=at(NOW - 2 * HOUR))
+    page = f"/links/remove?vehicleId=v-1&validFrom={wrong['validFrom']}"
+    assert page.replace("&", "&amp;").replace(":", "%3A") in client.get("/links").text
+    asked = client.get(page)
+    assert "Remove a link of v-1 ?" in words(asked)
+    assert "With m-1 , open since" in words(asked)
+    assert [f'name="{name}" value="{value}"' in asked.text for name, value in seen(wrong).items()] == [True] * 3
+    assert len(stored(client)) == 2
+
+    done = send(client, "/links/remove", seen(wrong), page=page)
+
+    assert done.headers["location"] == "/links?show=all&vehicleId=v-1&done=removed"
+    assert "The link is removed" in words(client.get(done.headers["location"]))
+    assert stored(client) == [other]
+
+
+def test_a_link_that_has_changed_meanwhile_is_not_removed(client: TestClient) -> None:
+    link = make(client, validFrom=at(NOW - 2 * HOUR))
+    client.delete("/v1/links/v-1")
+    before = stored(client)
+    late = send(client, "/links/remove", seen(link), page="/links")
+    assert late.status_code == 409
+    assert GONE in words(late)
+    assert client.get(f"/links/remove?vehicleId=v-1&validFrom={at(NOW - HOUR)}").status_code == 404
+    assert send(client, "/links/remove", {**seen(link), "wasValidFrom": ""}, page="/links").status_code == 422
     assert stored(client) == before
 
 
@@ -197,7 +241,8 @@ def forms_of(link: dict[str, Any]) -> dict[str, dict[str, str]]:
     return {
         "/links": {"vehicleId": "v-2", "meterId": "m-2"},
         "/links/end": {**named, "validFrom": link["validFrom"]},
-        "/links/correct": {**named, "corrects": link["validFrom"], "meterId": "m-9", "validFrom": link["validFrom"]},
+        "/links/correct": {**seen(link), "meterId": "m-9", "validFrom": link["validFrom"]},
+        "/links/remove": seen(link),
     }
 
 
@@ -241,8 +286,10 @@ def test_a_reader_sees_the_links_and_may_not_change_them(database_url: str, toke
             refused = send(client, target, form, page="/links")
             assert refused.status_code == 403
             assert "takes a token of the role write" in words(refused)
-        correction = client.get("/links/correct", params={"vehicleId": "v-1", "validFrom": created["validFrom"]})
-        assert correction.status_code == 403
+        assert "Remove" not in page.text
+        for path in ("/links/correct", "/links/remove"):
+            asked = client.get(path, params={"vehicleId": "v-1", "validFrom": created["validFrom"]})
+            assert asked.status_code == 403
         assert stored(client, headers=bearer(made["read"])) == [created]
 
 

@@ -44,11 +44,12 @@ const ROWS = {
 };
 const ROWS_MAX = 50;
 const ROW_STEPS_S = [1, 4, 24, 48, 96, 192].map((hours) => hours * 3600);
-const DAY_S = 24 * 3600;
+const HOUR_S = 3600;
+const DAY_S = 24 * HOUR_S;
 
 const clock = new Intl.DateTimeFormat(undefined, { hour: "2-digit", minute: "2-digit" });
 const day = new Intl.DateTimeFormat(undefined, { day: "numeric", month: "short" });
-const moment = new Intl.DateTimeFormat(undefined, { day: "numeric", month: "short", hour: "2-digit", minute: "2-digit" });
+const MOMENT = { day: "numeric", month: "short", hour: "2-digit", minute: "2-digit" };
 const amount = new Intl.NumberFormat(undefined, { maximumSignificantDigits: 3 });
 
 const page = document.getElementById("charts");
@@ -76,6 +77,23 @@ function steps(data, line) {
     middle: 1000 * (line.bars ? from + data[line.step] / 2 : (from + (times[n + 1] ?? data.to)) / 2),
     value: data[line.column][n] === null ? null : data[line.column][n] * (line.scale ?? 1),
   }));
+}
+
+// Whether clocks are moved between two times.
+function areClocksMoved(from, to) {
+  return new Date(1000 * from).getTimezoneOffset() !== new Date(1000 * to).getTimezoneOffset();
+}
+
+// Times in words. Where clocks are set back an hour comes twice, so near that each time says which of the two it is.
+function moments(data) {
+  const isNear = areClocksMoved(data.from - HOUR_S, data.to + HOUR_S);
+  return new Intl.DateTimeFormat(undefined, isNear ? { ...MOMENT, timeZoneName: "short" } : MOMENT);
+}
+
+function between(moment, { from, to }) {
+  // A range would say the offset of its end alone.
+  if (areClocksMoved(from, to)) return [from, to].map((at) => moment.format(1000 * at)).join(" – ");
+  return moment.formatRange(1000 * from, 1000 * to);
 }
 
 function shown(value, unit) {
@@ -137,6 +155,7 @@ function timeAxis(data) {
 }
 
 function options(data, name, lines) {
+  const moment = moments(data);
   return {
     animation: false,
     responsive: true,
@@ -156,7 +175,7 @@ function options(data, name, lines) {
       tooltip: {
         filter: (item) => !item.dataset.isLevel,
         callbacks: {
-          title: ([item]) => (item ? moment.formatRange(1000 * item.raw.step.from, 1000 * item.raw.step.to) : ""),
+          title: ([item]) => (item ? between(moment, item.raw.step) : ""),
           label: (item) => `${item.dataset.label}: ${shown(item.raw.y, item.dataset.unit)}`,
         },
       },
@@ -170,6 +189,7 @@ function isEmpty(data, line) {
 
 // In words what the lines show, for everybody and for screen readers above all.
 function summary(data, lines) {
+  const moment = moments(data);
   const sentences = lines.filter((line) => line.column).map((line) => {
     const known = steps(data, line).filter((step) => step.value !== null);
     const values = known.map((step) => step.value);
@@ -223,6 +243,7 @@ function cell(row, text, scope) {
 }
 
 function tabulate(data) {
+  const moment = moments(data);
   const table = document.querySelector("#numbers table");
   const columns = ROWS[kind].filter((column) => !column.optional || !isEmpty(data, column));
   const head = table.createTHead().insertRow();

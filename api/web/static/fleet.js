@@ -6,14 +6,21 @@ const TABLE_EVERY_MS = 10_000;
 
 const link = document.getElementById("link");
 
-const focusable = (element) => [...element.querySelectorAll("a, [tabindex]")];
+const all = (element, selector) => [...element.querySelectorAll(selector)];
+const focusable = (element) => all(element, "a, summary, [tabindex]");
 
+// What the viewer did to a part is carried over to its successor: what had the focus, what was unfolded, and how far a
+// table was scrolled sideways.
 function replace(element, html) {
   const focused = focusable(element).indexOf(document.activeElement);
+  const unfolded = all(element, "details").map((one) => one.open);
+  const scrolled = all(element, ".scroll").map((one) => one.scrollLeft);
   // A part is a template of ours, in which names of devices are escaped.
   element.innerHTML = html;
   localize(element);
-  // What had the focus is gone with the old part; its successor takes over, or the keyboard would start from the top.
+  all(element, "details").forEach((one, n) => { one.open = unfolded[n] ?? false; });
+  all(element, ".scroll").forEach((one, n) => { one.scrollLeft = scrolled[n] ?? 0; });
+  // Or the keyboard would start from the top.
   focusable(element)[focused]?.focus({ preventScroll: true });
 }
 
