@@ -13,7 +13,7 @@ from typing import Literal, TypeAlias
 from msgspec import Struct, field
 
 from sql.hours import DAY, HOUR, day_floor, hour_ceiling, hour_floor
-from sql.measure import rollup_state
+from sql.measure import CADENCE_S, STEP_S_MAX, rollup_state
 from sql.pool import Connection
 from sql.queries import query
 from sql.store import METER, VEHICLE, Kind
@@ -40,8 +40,6 @@ LATE_MAX = 1000
 """Devices with late readings that are told apart."""
 EDGE_MAX = 3 * HOUR
 """How far the rollups may lie behind the end of a window. What counters count is made an hour later than the rest."""
-STEP_MAX = timedelta(minutes=1)
-"""How far before an edge a reading says something of the cadence in it: `sum_edge`."""
 
 
 class Summable(Struct, frozen=True):
@@ -74,13 +72,13 @@ class FleetSums(Struct):
 async def find_summable(connection: Connection, start: datetime, end: datetime, power_max_kw: float) -> Summable | None:
     """What of the window [start, end) can be summed up, None if nothing.
 
-    It can if there are whole hours in it, of one UTC day or of two, that are rolled up with that POWER_MAX_KW.
+    It can if there are whole hours in it that are rolled up with that POWER_MAX_KW.
     """
     states = [await rollup_state(connection, kind) for kind in (METER, VEHICLE)]
     has_counters = await connection.fetchval(query("has_counters"))
     complete = min(state.counted_through if has_counters else state.rolled_through for state in states)
     first, behind = hour_ceiling(start), min(hour_floor(end), complete)
-    if first >= behind or day_floor(behind - HOUR) - day_floor(first) > DAY or end - behind > EDGE_MAX:
+    if first >= behind or end - behind > EDGE_MAX:
         return None
     if any(state.power_max_kw != power_max_kw for state in states):
         return None
@@ -109,14 +107,17 @@ async def sum_fleet(
     summable: Summable,
 ) -> FleetSums:
     """The sums of the window [start, end), as far as that can be done, with the `worst` vehicles among them."""
-    last = summable.behind - HOUR
-    bounds = (start, end, last, day_floor(summable.first), day_floor(last))
-    left_out = (summable.late_meters, summable.late_vehicles, summable.tame)
     hours = (summable.first, summable.behind)
-    edges = (start - STEP_MAX, summable.behind - STEP_MAX, power_max_kw) if hours != (start, end) else ()
-    sums = FleetSums()
+    last = summable.behind - HOUR
+    first_day, last_day = day_floor(summable.first), day_floor(last)
+    bounds = (start, end, last, first_day, last_day)
     limits = (low_efficiency, min_ac_kwh, min_coverage)
-    for row in await connection.fetch(statement(bool(edges)), *bounds, *limits, worst, *left_out, *hours, *edges):
+    left_out = (summable.late_meters, summable.late_vehicles, summable.tame)
+    has_edges = hours != (start, end)
+    edges = (start - timedelta(seconds=STEP_S_MAX), STEP_S_MAX, CADENCE_S, power_max_kw) if has_edges else ()
+    sums = FleetSums()
+    text = statement(has_edges, last_day - first_day > DAY)
+    for row in await connection.fetch(text, *bounds, *limits, worst, *left_out, *hours, *edges):
         match row["part"]:
             case "verdict":
                 sums.verdicts[row["status"]] = row["vehicles"]
@@ -137,16 +138,20 @@ async def sum_fleet(
 
 
 @cache
-def statement(has_edges: bool) -> str:
-    """`sum_fleet` with `sum_hours` of both kinds in it, and in these `sum_edge` of both ends where there are edges."""
-    hours = {kind.name: _hours(kind, late, has_edges) for kind, late in ((METER, "$10"), (VEHICLE, "$11"))}
+def statement(has_edges: bool, has_days: bool) -> str:
+    """`sum_fleet` with `sum_hours` of both kinds in it, and the parts of these.
+
+    `has_edges`: the window has more than whole hours. `has_days`: it is of more than two UTC days.
+    """
+    hours = {kind.name: _hours(kind, late, has_edges, has_days) for kind, late in ((METER, "$10"), (VEHICLE, "$11"))}
     return re.sub(r"\{(\w+)_hours\}", lambda found: hours[found[1]], query("sum_fleet"))
 
 
-def _hours(kind: Kind, late: str, has_edges: bool) -> str:
+def _hours(kind: Kind, late: str, has_edges: bool, has_days: bool) -> str:
+    days = _as_part(kind.query("sum_days") if has_days else kind.query("sum_day"))
     edges = [kind.query("sum_edge", **words) for words in (_LEAD, _TRAIL) if has_edges]
     parts = "".join(f"UNION ALL\n{_as_part(edge)}\n" for edge in edges)
-    return _as_part(kind.query("sum_hours", late=late, edges=parts))
+    return _as_part(kind.query("sum_hours", late=late, days=days, edges=parts))
 
 
 def _as_part(text: str) -> str:
@@ -156,22 +161,22 @@ def _as_part(text: str) -> str:
 _LEAD = {
     "start": "$1",
     "end": "$13",
-    "since": "$15",
+    "before": "$15",
     "hour": "$13",
     "silence": "lead_s",
     "cadence": "first_cadence_s",
-    "outer": "before_s",
-    "inner": "behind_s",
+    "outer": "lead",
+    "inner": "trail",
 }
 _TRAIL = {
     "start": "$14",
     "end": "$2",
-    "since": "$16",
+    "before": "$3",
     "hour": "$3",
     "silence": "trail_s",
     "cadence": "last_cadence_s",
-    "outer": "behind_s",
-    "inner": "before_s",
+    "outer": "trail",
+    "inner": "lead",
 }
 
 

@@ -1,10 +1,9 @@
--- The fleet in [$1, $2), of which [$13, $14) are whole rolled-up hours of one UTC day or two: by subtraction, without adding up
--- hours. What there is of the window before and behind them is less than an hour or little more.
+-- The fleet in [$1, $2), of which [$13, $14) are whole rolled-up hours: by subtraction, without adding up hours.
 --
--- $3: the last of these hours. $4, $5: the days of the first and of the last. $6: the least efficiency that is ok. $7, $8:
+-- $3: the last of these hours. $4, $5: the UTC days of the first and of the last. $6: the least efficiency that is ok. $7, $8:
 -- the kWh AC and the share of the window that a verdict needs. $9: how many of the worst to name. $10, $11: meters and
--- vehicles of which readings came late. $12: the hours in which a counter must have behaved well. $15, $16: a minute before $1
--- and before $14. `sum_hours` is what each device comes to.
+-- vehicles of which readings came late. $12: the hours in which a counter must have behaved well. `sum_hours` is what each
+-- device comes to.
 --
 -- Rows are of several sorts, told by `part`: the totals of each verdict, the worst vehicles, what unlinked meters counted,
 -- and the vehicles and meters that take a closer look and are in none of the others: `sum_hours` cannot tell, or their

@@ -1,14 +1,15 @@
 -- What the devices of a kind come to in the window: a part of `sum_fleet`, which has the parameters.
 --
--- Adds up to five cells of a device: the first hour as what its day had come to before it, taken away; the last hour as what
--- its own day has come to; the day of the first, where they are not of one day; and `sum_edge` before the first hour and
--- behind the last, where the window has more than whole hours. kWh are null where that cannot tell: there is no cell of the
--- first or of the last hour (`ends` is 3 where both are there), or there is a doubt, 1 of what is covered, 2 of what a
--- register counted, 4 of what a session counter did. One that has late readings lacks its first.
+-- Adds up cells of a device: the first hour as what its day had come to before it, taken away; the last hour as what its own
+-- day has come to; the days between, from that of the first (`sum_day`, `sum_days`); and `sum_edge` before the first hour and
+-- behind the last, where the window has more than whole hours. kWh are null where that cannot tell: a cell of the first hour,
+-- of its day or of the last hour is missing (`ends` has a bit for each), or there is a doubt: 1 where so much is taken away
+-- that digits are lost, 2 of what a register counted, 4 of what a session counter did. One that has late readings lacks its
+-- first.
 SELECT
     part.{device_id},
     CASE
-        WHEN part.ends <> 3 OR part.doubts & 1 > 0
+        WHEN part.ends <> CASE WHEN $4::timestamptz < $5::timestamptz THEN 7 ELSE 3 END OR part.doubts & 1 > 0
         THEN NULL
         WHEN coalesce(device.energy_mode, 'interval') = 'interval'
         THEN part.kwh_interval
@@ -34,7 +35,7 @@ FROM (
         SELECT
             {device_id},
             1 AS ends,
-            0 AS doubts,
+            CASE WHEN greatest(day_kwh_interval, day_kwh_register, day_kwh_session) > 1e8 THEN 1 ELSE 0 END AS doubts,
             kwh_interval - day_kwh_interval AS kwh_interval,
             kwh_register - day_kwh_register AS kwh_register,
             kwh_session - day_kwh_session AS kwh_session,
@@ -59,18 +60,7 @@ FROM (
         FROM {kind}_hour
         WHERE hour = $3
         UNION ALL
-        SELECT
-            {device_id},
-            0,
-            0,
-            kwh_interval,
-            kwh_register,
-            kwh_session,
-            covered_s,
-            trail_s,
-            last_cadence_s
-        FROM {kind}_day
-        WHERE day = $4::timestamptz AND $4::timestamptz < $5::timestamptz
+        {days}
         UNION ALL
         SELECT
             {device_id},
