@@ -25,8 +25,7 @@ from sql.fleet import VehicleSummary
 from sql.pool import Connection
 from sql.series import DAYS_DEFAULT, PerformanceSeries, Point, Step, default_start, series
 
-VEHICLE_SPAN_MAX = timedelta(days=366)
-FLEET_SPAN_MAX = timedelta(days=31)
+SPAN_MAX = timedelta(days=366)
 WORST_DEFAULT = 10
 _MISSING = "Nobody knows the vehicle {}: it has sent no reading and is not linked"
 
@@ -74,7 +73,7 @@ async def performance_series(call: Call[VehiclePath, SeriesWindow, None]) -> Res
 
     subject = ("series", vehicle_id, asked.step, asked.tz)
     missing = _MISSING.format(vehicle_id)
-    return await _cached(call.sidecar, subject, asked, VEHICLE_SPAN_MAX, find, call.request.headers, missing)
+    return await _cached(call.sidecar, subject, asked, SPAN_MAX, find, call.request.headers, missing)
 
 
 async def fleet(call: Call[NoQuery, FleetWindow, None]) -> Response:
@@ -84,9 +83,7 @@ async def fleet(call: Call[NoQuery, FleetWindow, None]) -> Response:
     async def find(connection: Connection, start: datetime, end: datetime) -> FleetPerformance:
         return await analytics.fleet(connection, start, end, rules, asked.worst)
 
-    return await _cached(
-        call.sidecar, ("fleet", asked.worst), asked, FLEET_SPAN_MAX, find, call.request.headers, "No fleet"
-    )
+    return await _cached(call.sidecar, ("fleet", asked.worst), asked, SPAN_MAX, find, call.request.headers, "No fleet")
 
 
 async def _performance(sidecar: Sidecar, vehicle_id: str, asked: Window, headers: Headers) -> Response:
@@ -96,7 +93,7 @@ async def _performance(sidecar: Sidecar, vehicle_id: str, asked: Window, headers
         return await analytics.performance(connection, vehicle_id, start, end, rules)
 
     subject, missing = ("vehicle", vehicle_id), _MISSING.format(vehicle_id)
-    return await _cached(sidecar, subject, asked, VEHICLE_SPAN_MAX, find, headers, missing)
+    return await _cached(sidecar, subject, asked, SPAN_MAX, find, headers, missing)
 
 
 async def _cached(
@@ -206,7 +203,7 @@ _NOT_MODIFIED = Answer("What the client has is still right", headers=_HEADERS)
 _ANSWERS = {200: Answer("The performance", Performance, {JSON: _EXAMPLE}, headers=_HEADERS), 304: _NOT_MODIFIED}
 _SERIES_TEXT = f"""A point for each hour or day of the local clock in `tz`, with what the performance says of it; those
 without readings too. The first and the last one are cut to `from` (included) and `to` (excluded), at most
-{VEHICLE_SPAN_MAX.days} days. Left out: the last 24 hours, or the last {DAYS_DEFAULT} local days, today included."""
+{SPAN_MAX.days} days. Left out: the last 24 hours, or the last {DAYS_DEFAULT} local days, today included."""
 _WINDOW_TEXT = (
     "Over the last 24 hours, or `from` (included) to `to` (excluded) on the readings' own time, at most {days} days."
 )
@@ -218,7 +215,7 @@ OPERATIONS = (
         path="/analytics/performance/{vehicleId}",
         tag="Analytics",
         summary="How much energy a vehicle loses",
-        description=_WINDOW_TEXT.format(days=VEHICLE_SPAN_MAX.days),
+        description=_WINDOW_TEXT.format(days=SPAN_MAX.days),
         handler=performance,
         path_type=VehiclePath,
         query=Window,
@@ -231,7 +228,7 @@ OPERATIONS = (
         path="/analytics/performance",
         tag="Analytics",
         summary="The same, with the vehicle in the query",
-        description=_WINDOW_TEXT.format(days=VEHICLE_SPAN_MAX.days),
+        description=_WINDOW_TEXT.format(days=SPAN_MAX.days),
         handler=performance_by_query,
         query=VehicleWindow,
         answers=_ANSWERS,
@@ -259,7 +256,7 @@ OPERATIONS = (
         path="/analytics/fleet",
         tag="Analytics",
         summary="The fleet's totals, ratio and worst vehicles",
-        description=_WINDOW_TEXT.format(days=FLEET_SPAN_MAX.days),
+        description=_WINDOW_TEXT.format(days=SPAN_MAX.days),
         handler=fleet,
         query=FleetWindow,
         answers={

@@ -5,6 +5,7 @@ import itertools
 import logging
 import tempfile
 from collections.abc import AsyncIterator, Iterator
+from datetime import UTC, datetime
 from pathlib import Path
 
 import asyncpg
@@ -19,6 +20,13 @@ from tests.certificates import Authority
 
 TEMPLATE = "fleetwatt_template"
 _numbers = itertools.count(1)
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """Tests share out the work by their names, so the time at which a process starts must not be in one."""
+    today = f"{datetime.now(UTC):%Y-%m-%d}"
+    if of_today := [item.nodeid for item in items if today in item.nodeid]:
+        raise pytest.UsageError(f"the names of these tests change with the clock, give them `ids`: {of_today}")
 
 
 @pytest.fixture(autouse=True)

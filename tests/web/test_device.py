@@ -238,6 +238,7 @@ def test_the_form_is_in_utc(site: TestClient) -> None:
         ("until=now", "`until` is not known here; allowed: from, to, span"),
         ("from=2024-13-01T00:00", "`from` is '2024-13-01T00:00:00Z'; allowed: RFC 3339"),
     ],
+    ids=["backwards", "no time", "too long", "no span", "span and beginning", "not known", "no month"],
 )
 def test_a_window_that_cannot_be_is_said_beside_the_form(site: TestClient, query: str, sentence: str) -> None:
     for kind in ("vehicle", "meter"):
