@@ -46,6 +46,8 @@ class Database:
         self._long = 0
         self._probe_now = asyncio.Event()
         self._probed = asyncio.Event()
+        self._asked_on: asyncpg.Connection | None = None
+        """The watcher's own, from its first moment to its end."""
         self.fault: str | None = "the database was not asked yet"
         """Why the database is away; None while it is there."""
         self.schema_fault: str | None = None
@@ -98,43 +100,44 @@ class Database:
 
     async def watch(self) -> None:
         """Ask for ever."""
-        connection: asyncpg.Connection | None = None
         try:
             while True:
-                connection = await self._probe(connection)
+                await self._probe()
                 self._probed.set()
                 self._probe_now.clear()
                 with contextlib.suppress(TimeoutError):
                     async with asyncio.timeout(PROBE_INTERVAL_S):
                         await self._probe_now.wait()
         finally:
-            if connection:
-                connection.terminate()
+            self._hang_up()
 
     async def asked_once(self) -> None:
         """Wait for the first verdict."""
         await self._probed.wait()
 
-    async def _probe(self, connection: asyncpg.Connection | None) -> asyncpg.Connection | None:
-        """Ask on a connection, or a new one; returns the one to ask on next."""
+    async def _probe(self) -> None:
+        """Ask on the connection of the time before, or a new one."""
         try:
             async with asyncio.timeout(PROBE_TIMEOUT_S):
-                if connection is None:
-                    connection = await connect(
+                if self._asked_on is None:
+                    self._asked_on = await connect(
                         self._url, timeout=PROBE_TIMEOUT_S, server_settings={"application_name": "fleetwatt-api-watch"}
                     )
-                    await self._verify(connection)
+                    await self._verify(self._asked_on)
                 elif self.schema_fault:
-                    await self._verify(connection)
+                    await self._verify(self._asked_on)
                 else:
-                    await connection.fetchval("SELECT 1")
+                    await self._asked_on.fetchval("SELECT 1")
         except Exception as error:  # whatever it is, the database cannot be used
-            if connection:
-                connection.terminate()
+            self._hang_up()
             self._went(error)
-            return None
-        self._came()
-        return connection
+        else:
+            self._came()
+
+    def _hang_up(self) -> None:
+        if self._asked_on is not None:
+            self._asked_on.terminate()
+            self._asked_on = None
 
     async def _verify(self, connection: asyncpg.Connection) -> None:
         try:

@@ -6,6 +6,7 @@ The time of a request runs from its first byte out to its last byte in, on a con
 """
 
 import asyncio
+import contextlib
 import itertools
 import random
 import statistics
@@ -81,15 +82,14 @@ async def _client(host: str, port: int, paths: Iterator[str]) -> list[float]:
     """Ask for one path after the other; returns the seconds that each took."""
     reader, writer = await asyncio.open_connection(host, port)
     taken_s = []
-    for path in paths:
-        started_at_s = time.perf_counter()
-        writer.write(f"GET {path} HTTP/1.1\r\nHost: {host}\r\n\r\n".encode())
-        head = await reader.readuntil(b"\r\n\r\n")
-        length = int(head.lower().partition(b"content-length: ")[2].partition(b"\r\n")[0])
-        body = await reader.readexactly(length)
-        taken_s.append(time.perf_counter() - started_at_s)
-        if not head.startswith(b"HTTP/1.1 200"):
-            raise AskError(f"{path}: {head.splitlines()[0].decode()}: {body.decode()}")
-    writer.close()
-    await writer.wait_closed()
+    with contextlib.closing(writer):
+        for path in paths:
+            started_at_s = time.perf_counter()
+            writer.write(f"GET {path} HTTP/1.1\r\nHost: {host}\r\n\r\n".encode())
+            head = await reader.readuntil(b"\r\n\r\n")
+            length = int(head.lower().partition(b"content-length: ")[2].partition(b"\r\n")[0])
+            body = await reader.readexactly(length)
+            taken_s.append(time.perf_counter() - started_at_s)
+            if not head.startswith(b"HTTP/1.1 200"):
+                raise AskError(f"{path}: {head.splitlines()[0].decode()}: {body.decode()}")
     return taken_s

@@ -71,13 +71,15 @@ async def _fill(
     database_url: str, table: str, vehicles: int, start: datetime, end: datetime, progress: Progress
 ) -> int:
     connection = await asyncpg.connect(database_url)
-    await Days().ensure(connection, table, days_between(start, end))
     parts = [start + n * HOUR for n in range((end - start) // HOUR)]
     rows = 0
-    for part in progress.track(parts, description=table):
-        done = await connection.execute(_STATEMENTS[table], vehicles, start, part, part + HOUR)
-        rows += int(done.rpartition(" ")[2])  # INSERT 0 n
-    await connection.close()
+    try:
+        await Days().ensure(connection, table, days_between(start, end))
+        for part in progress.track(parts, description=table):
+            done = await connection.execute(_STATEMENTS[table], vehicles, start, part, part + HOUR)
+            rows += int(done.rpartition(" ")[2])  # INSERT 0 n
+    finally:
+        await connection.close()
     return rows
 
 
@@ -88,7 +90,9 @@ async def _finish(database_url: str, start: datetime, last: datetime) -> None:
     closed = "(SELECT min(closed_through) FROM rollup_state)"
     hours = f"hour FROM generate_series({every_hour}) AS hour WHERE hour < {closed}"
     words = {"start": f"'{start.isoformat()}'", "last": f"'{last.isoformat()}'", "hours": hours}
-    for statement in _FINISH.format(**words).split(";"):
-        if statement.strip():
-            await connection.execute(statement)
-    await connection.close()
+    try:
+        for statement in _FINISH.format(**words).split(";"):
+            if statement.strip():
+                await connection.execute(statement)
+    finally:
+        await connection.close()

@@ -110,11 +110,14 @@ async def _until(stack: Stack, condition: Callable[[Books], bool]) -> Books:
 
 async def _count(stack: Stack) -> int:
     connection = await asyncpg.connect(stack.database_url)
-    count = await connection.fetchval(
-        "SELECT (SELECT count(*) FROM meter_reading) + (SELECT count(*) FROM vehicle_reading)"
-    )
-    await connection.close()
-    return int(count)
+    try:
+        return int(
+            await connection.fetchval(
+                "SELECT (SELECT count(*) FROM meter_reading) + (SELECT count(*) FROM vehicle_reading)"
+            )
+        )
+    finally:
+        await connection.close()
 
 
 class _Watch:

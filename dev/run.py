@@ -135,10 +135,12 @@ class Run:
         """Link each vehicle with its meter, but leave alone what somebody has linked otherwise."""
         since = datetime.now(UTC) - BACKFILL - timedelta(hours=1)  # an array may hold what was kept for an hour
         connection = await asyncpg.connect(stack.database_url)
-        for vehicle_id, meter_id in self._fleet.pairs():
-            with contextlib.suppress(LinkOverlapError):
-                await pair(connection, vehicle_id, meter_id, since, None)
-        await connection.close()
+        try:
+            for vehicle_id, meter_id in self._fleet.pairs():
+                with contextlib.suppress(LinkOverlapError):
+                    await pair(connection, vehicle_id, meter_id, since, None)
+        finally:
+            await connection.close()
 
     async def _live(self, feed: Feed, start: datetime) -> None:
         ends_at_s = time.monotonic() + self._seconds if self._seconds else float("inf")

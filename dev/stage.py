@@ -96,8 +96,10 @@ class Server:
         await asyncio.to_thread(self.postgres.start)
         await self.run(f"CREATE ROLE {ROLE} LOGIN PASSWORD '{ROLE}'", f"CREATE DATABASE {TEMPLATE} OWNER {ROLE}")
         connection = await asyncpg.connect(self.url_of_role(TEMPLATE))
-        await migrate(connection)
-        await connection.close()
+        try:
+            await migrate(connection)
+        finally:
+            await connection.close()
 
     def url_of_role(self, database: str) -> str:
         """The URL by which the daemon would connect without a network between."""

@@ -4,9 +4,10 @@ import asyncio
 import itertools
 import logging
 import tempfile
-from collections.abc import AsyncIterator, Iterator
+from collections.abc import AsyncIterator, Awaitable, Callable, Iterator
 from datetime import UTC, datetime
 from pathlib import Path
+from typing import TypeAlias
 
 import asyncpg
 import pytest
@@ -19,6 +20,7 @@ from sql.pool import Pool, open_pool
 from tests.certificates import Authority
 
 TEMPLATE = "fleetwatt_template"
+Connect: TypeAlias = Callable[[str], Awaitable[asyncpg.Connection]]
 _numbers = itertools.count(1)
 
 
@@ -75,6 +77,20 @@ async def database(database_url: str) -> AsyncIterator[asyncpg.Connection]:
     connection = await asyncpg.connect(database_url)
     yield connection
     await connection.close(timeout=5)
+
+
+@pytest.fixture
+async def connected() -> AsyncIterator[Connect]:
+    """Connects to the database of a URL; whatever becomes of the test, its connections end with it."""
+    connections: list[asyncpg.Connection] = []
+
+    async def connect(url: str) -> asyncpg.Connection:
+        connections.append(await asyncpg.connect(url))
+        return connections[-1]
+
+    yield connect
+    for connection in connections:
+        connection.terminate()
 
 
 @pytest.fixture(scope="module")

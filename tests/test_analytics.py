@@ -17,6 +17,7 @@ from sql.analytics import Flags, FleetPerformance, Performance, Rules, fleet, pe
 from sql.devices import EnergyMode, set_energy_mode
 from sql.links import pair
 from sql.store import METER, VEHICLE
+from tests.conftest import Connect
 from tests.history import START, Point, minute, numbers, series, store
 
 RULES = Rules()
@@ -682,10 +683,10 @@ async def test_performance_reads_by_index_and_only_the_partitions_it_needs(
     assert read[8] == today | yesterday
 
 
-async def test_two_answers_at_once_are_the_same(shared_url: str, database: asyncpg.Connection) -> None:
+async def test_two_answers_at_once_are_the_same(
+    shared_url: str, database: asyncpg.Connection, connected: Connect
+) -> None:
     await make_fleet(database)
-    connections = [await asyncpg.connect(shared_url) for _ in range(4)]
+    connections = [await connected(shared_url) for _ in range(4)]
     answers = await asyncio.gather(*(measure(connection, "good", 0, 60) for connection in connections))
-    for connection in connections:
-        await connection.close()
     assert all(answer == answers[0] for answer in answers)

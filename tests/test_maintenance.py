@@ -226,10 +226,10 @@ async def test_a_long_query_on_one_table_keeps_no_table_from_its_new_partitions(
     async with at_work(pool) as (maintenance, _):
         async with database.transaction():
             await database.execute("TABLE meter_reading")
-            await eventually(made, 10)
+            await eventually(made)
             assert not await dropped()
             assert maintenance.schema_fault is None
-        await eventually(dropped, 10)
+        await eventually(dropped)
 
 
 async def test_a_schema_fault_is_shown_until_somebody_migrates(own_postgres: PrivatePostgres) -> None:

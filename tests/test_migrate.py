@@ -8,10 +8,11 @@ from pathlib import Path
 import asyncpg
 import pytest
 
-from dev.house import eventually
+from dev.house import PATIENCE_S, eventually
 from dev.postgres import PrivatePostgres
 from sql.errors import SchemaError
 from sql.migrate import Migration, load, migrate, verify
+from tests.conftest import Connect
 
 FIRST = Migration(1, "first", "CREATE TABLE first (n integer)")
 SECOND = Migration(2, "second", "CREATE TABLE second (n integer)")
@@ -62,35 +63,39 @@ async def test_a_later_release_applies_only_what_is_new(empty: asyncpg.Connectio
     assert await migrate(empty, [FIRST, SECOND]) == [SECOND]
 
 
-async def test_two_that_migrate_at_once_take_turns(empty: asyncpg.Connection, empty_url: str) -> None:
-    other = await asyncpg.connect(empty_url)
+async def test_two_that_migrate_at_once_take_turns(
+    empty: asyncpg.Connection, empty_url: str, connected: Connect
+) -> None:
+    other = await connected(empty_url)
     applied = await asyncio.gather(migrate(empty), migrate(other))
-    await other.close()
 
     assert sorted([*applied[0], *applied[1]], key=lambda migration: migration.version) == load()
 
 
-async def test_a_migration_that_fails_leaves_nothing_behind(empty: asyncpg.Connection, empty_url: str) -> None:
+async def test_a_migration_that_fails_leaves_nothing_behind(
+    empty: asyncpg.Connection, empty_url: str, connected: Connect
+) -> None:
     with pytest.raises(asyncpg.DivisionByZeroError):
         await migrate(empty, [FIRST, BROKEN])
 
     assert await tables(empty) == {"schema_migration", "first"}
-    other = await asyncpg.connect(empty_url)
-    async with asyncio.timeout(5):  # the failed one must not keep the lock while its connection lives
+    other = await connected(empty_url)
+    async with asyncio.timeout(PATIENCE_S):  # the failed one must not keep the lock while its connection lives
         assert await migrate(other, [FIRST, SECOND]) == [SECOND]
-    await other.close()
 
 
-async def test_a_migration_whose_connection_is_cut_can_be_done_again(empty: asyncpg.Connection, empty_url: str) -> None:
+async def test_a_migration_whose_connection_is_cut_can_be_done_again(
+    empty: asyncpg.Connection, empty_url: str, connected: Connect
+) -> None:
     slow = Migration(2, "second", "CREATE TABLE second (n integer); SELECT pg_sleep(60)")
-    cut = await asyncpg.connect(empty_url)
+    cut = await connected(empty_url)
     migrating = asyncio.create_task(migrate(cut, [FIRST, slow]))
     sleeping = "SELECT pg_terminate_backend(pid) FROM pg_stat_activity WHERE wait_event = 'PgSleep' AND pid = $1"
     await eventually(lambda: empty.fetchval(sleeping, cut.get_server_pid()))
 
     with pytest.raises((asyncpg.PostgresError, asyncpg.InterfaceError, OSError)):
         await migrating
-    async with asyncio.timeout(5):
+    async with asyncio.timeout(PATIENCE_S):
         assert await migrate(empty, [FIRST, SECOND]) == [SECOND]
 
 

@@ -2,7 +2,8 @@
 
 import asyncio
 import time
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Awaitable, Callable
+from typing import TypeAlias
 
 import pytest
 
@@ -61,15 +62,27 @@ class Client:
         raise AssertionError("it ended without a reset")
 
 
-async def connect(network: Network) -> Client:
-    port = int(network.url.rpartition(":")[2])
-    return Client(*await asyncio.open_connection("127.0.0.1", port))
+Connect: TypeAlias = Callable[[], Awaitable[Client]]
 
 
-async def test_without_a_fault_every_byte_passes(network: Network) -> None:
-    client = await connect(network)
+@pytest.fixture
+async def connect(network: Network) -> AsyncIterator[Connect]:
+    """Connects through the network; whatever becomes of the test, its connections end with it."""
+    clients: list[Client] = []
+
+    async def connect() -> Client:
+        port = int(network.url.rpartition(":")[2])
+        clients.append(Client(*await asyncio.open_connection("127.0.0.1", port)))
+        return clients[-1]
+
+    yield connect
+    for client in clients:
+        client.writer.close()
+
+
+async def test_without_a_fault_every_byte_passes(connect: Connect) -> None:
+    client = await connect()
     assert await client.ask(LETTERS) == LETTERS
-    client.writer.close()
 
 
 async def test_the_url_keeps_everything_but_the_address() -> None:
@@ -78,108 +91,96 @@ async def test_the_url_keeps_everything_but_the_address() -> None:
         assert network.url.endswith("/fleet?sslmode=disable")
 
 
-async def test_down_resets_and_refuses_until_it_is_up(network: Network) -> None:
-    client = await connect(network)
+async def test_down_resets_and_refuses_until_it_is_up(network: Network, connect: Connect) -> None:
+    client = await connect()
     assert await client.ask(b"x") == b"x"
     network.down()
     assert await client.received_before_a_reset() == 0
     with pytest.raises(ConnectionRefusedError):
-        await connect(network)
+        await connect()
     network.up()
-    again = await connect(network)
+    again = await connect()
     assert await again.ask(b"x") == b"x"
-    for each in (client, again):
-        each.writer.close()
 
 
-async def test_in_a_black_hole_everything_is_silent_and_stays_so_for_those_who_were_in_it(network: Network) -> None:
-    before = await connect(network)
+async def test_in_a_black_hole_everything_is_silent_and_stays_so_for_those_who_were_in_it(
+    network: Network, connect: Connect
+) -> None:
+    before = await connect()
     assert await before.ask(b"x") == b"x"
     network.black_hole = True
-    during = await connect(network)
+    during = await connect()
     for client in (before, during):
         client.writer.write(b"good-bye")
         assert await client.is_silent()
     network.black_hole = False
-    after = await connect(network)
+    after = await connect()
     assert await after.ask(b"x") == b"x"
     before.writer.write(b"x")
     assert await before.is_silent()
-    for client in (before, during, after):
-        client.writer.close()
 
 
-async def test_latency_delays_and_keeps_the_order(network: Network) -> None:
-    client = await connect(network)
+async def test_latency_delays_and_keeps_the_order(network: Network, connect: Connect) -> None:
+    client = await connect()
     network.latency_s, network.jitter_s = 0.05, 0.05
     started_s = time.monotonic()
     assert await client.ask(b"x") == b"x"
     assert time.monotonic() - started_s >= 0.1  # there and back
     assert await client.ask(LETTERS) == LETTERS
-    client.writer.close()
 
 
-async def test_a_slow_line_is_slow(network: Network) -> None:
-    client = await connect(network)
+async def test_a_slow_line_is_slow(network: Network, connect: Connect) -> None:
+    client = await connect()
     network.bytes_per_s = 100_000
     started_s = time.monotonic()
     assert await client.ask(LETTERS[:20_000]) == LETTERS[:20_000]
     assert time.monotonic() - started_s >= 0.2
-    client.writer.close()
 
 
-async def test_a_reset_ends_every_connection_and_no_later_one(network: Network) -> None:
-    clients = [await connect(network) for _ in range(3)]
+async def test_a_reset_ends_every_connection_and_no_later_one(network: Network, connect: Connect) -> None:
+    clients = [await connect() for _ in range(3)]
     for client in clients:
         assert await client.ask(b"x") == b"x"
     network.reset()
     assert [await client.received_before_a_reset() for client in clients] == [0, 0, 0]
-    clients.append(await connect(network))
+    clients.append(await connect())
     assert await clients[-1].ask(b"x") == b"x"
-    for client in clients:
-        client.writer.close()
 
 
-async def test_a_cut_comes_in_the_middle(network: Network) -> None:
-    client = await connect(network)
+async def test_a_cut_comes_in_the_middle(network: Network, connect: Connect) -> None:
+    client = await connect()
     assert await client.ask(b"x") == b"x"
     network.cut_after_bytes = (70_001, 70_001)
     client.writer.write(LETTERS)
     assert await client.received_before_a_reset() < 70_001
     network.cut_after_bytes = None
-    again = await connect(network)
+    again = await connect()
     assert await again.ask(LETTERS) == LETTERS
-    for each in (client, again):
-        each.writer.close()
 
 
-async def test_an_answer_is_lost_and_the_request_is_not(network: Network) -> None:
-    client = await connect(network)
+async def test_an_answer_is_lost_and_the_request_is_not(network: Network, connect: Connect) -> None:
+    client = await connect()
     network.lose_answer_to = b"COMMIT"
     client.writer.write(b"COMMIT")
     assert await client.reader.read() == b""
     assert network.answers_lost == 1
-    client.writer.close()
 
 
-async def test_a_request_and_its_connection_are_swallowed_and_no_other(network: Network) -> None:
-    client, other = await connect(network), await connect(network)
+async def test_a_request_and_its_connection_are_swallowed_and_no_other(network: Network, connect: Connect) -> None:
+    client, other = await connect(), await connect()
     assert await client.ask(b"x") == b"x"
     network.swallow_from = b"COMMIT"
     client.writer.write(b"COMMIT")
     assert await client.is_silent()
     assert await other.ask(b"COMMIT") == b"COMMIT"
-    for each in (client, other):
-        each.writer.close()
 
 
-async def test_a_hang_up_is_hidden_from_the_client(network: Network) -> None:
+async def test_a_hang_up_is_hidden_from_the_client(network: Network, connect: Connect) -> None:
     async def hidden() -> bool:
         return network.hang_ups_hidden == 1
 
-    client = await connect(network)
+    client = await connect()
     network.hide_hang_ups = True
     client.writer.write(b"good-bye")
     await eventually(hidden)
     assert await client.is_silent()
-    client.writer.close()

@@ -6,8 +6,10 @@ from datetime import UTC, date, datetime, timedelta, timezone
 import asyncpg
 import pytest
 
+from dev.house import PATIENCE_S
 from sql import partitions
 from sql.partitions import HISTORY_TABLES, Days, days_between, drop_before, list_days
+from tests.conftest import Connect
 
 DAY = date(2024, 3, 10)  # clocks change in New York
 INSERT = "INSERT INTO meter_reading VALUES ($1, $2, 1, 230, now()) RETURNING tableoid::regclass::text"
@@ -64,13 +66,14 @@ async def test_the_tables_know_their_days_apart(database: asyncpg.Connection) ->
     assert [len(await list_days(database, table)) for table in HISTORY_TABLES] == [1, 1]
 
 
-async def test_two_connections_make_the_same_days_at_once(database: asyncpg.Connection, database_url: str) -> None:
-    other = await asyncpg.connect(database_url)
+async def test_two_connections_make_the_same_days_at_once(
+    database: asyncpg.Connection, database_url: str, connected: Connect
+) -> None:
+    other = await connected(database_url)
     days = days_from(DAY, 20)
     for table in HISTORY_TABLES:
         await asyncio.gather(*(Days().ensure(connection, table, days) for connection in (database, other)))
         assert sorted((await list_days(database, table)).values()) == days
-    await other.close()
 
 
 @pytest.mark.parametrize("zone", ["UTC", "Pacific/Kiritimati", "America/New_York"])
@@ -89,14 +92,13 @@ async def test_bounds_are_utc_days_whatever_the_time_zone_of_the_session(
 
 
 async def test_a_writer_in_the_middle_of_its_transaction_holds_up_no_new_day(
-    database: asyncpg.Connection, database_url: str
+    database: asyncpg.Connection, database_url: str, connected: Connect
 ) -> None:
     await make(database, [DAY])
-    writer = await asyncpg.connect(database_url)
-    async with writer.transaction(), asyncio.timeout(5):
+    writer = await connected(database_url)
+    async with writer.transaction(), asyncio.timeout(PATIENCE_S):
         await writer.fetchval(INSERT, "m1", midnight(DAY))
         await make(database, [DAY + timedelta(days=1)])
-    await writer.close()
 
 
 async def test_retention_drops_the_days_before_the_first_that_is_kept(database: asyncpg.Connection) -> None:
@@ -116,14 +118,14 @@ async def test_retention_drops_the_days_before_the_first_that_is_kept(database: 
 
 
 async def test_a_long_query_makes_the_drop_fail_soon_and_holds_up_no_writer(
-    database: asyncpg.Connection, database_url: str, monkeypatch: pytest.MonkeyPatch
+    database: asyncpg.Connection, database_url: str, monkeypatch: pytest.MonkeyPatch, connected: Connect
 ) -> None:
     monkeypatch.setattr(partitions, "DROP_LOCK_TIMEOUT", "300ms")
     days = days_from(DAY, 3)
     await make(database, days)
-    reader, writer = [await asyncpg.connect(database_url) for _ in range(2)]
+    reader, writer = [await connected(database_url) for _ in range(2)]
     waiting = "SELECT count(*) FROM pg_locks WHERE pid = $1 AND NOT granted"
-    async with reader.transaction(), asyncio.timeout(10):
+    async with reader.transaction(), asyncio.timeout(PATIENCE_S):
         await reader.execute("TABLE meter_reading")
         drop = asyncio.create_task(drop_before(database, "meter_reading", days[2]))
         while not await writer.fetchval(waiting, database.get_server_pid()):
@@ -135,8 +137,6 @@ async def test_a_long_query_makes_the_drop_fail_soon_and_holds_up_no_writer(
 
     assert len(await drop_before(database, "meter_reading", days[2])) == 2
     assert await database.fetchval("SELECT count(*) FROM meter_reading") == 1
-    for connection in (reader, writer):
-        await connection.close()
 
 
 EAST, WEST = timezone(timedelta(hours=14)), timezone(timedelta(hours=-10))

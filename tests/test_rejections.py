@@ -24,6 +24,7 @@ from sql.rejections import (
     insert,
     purge,
 )
+from tests.conftest import Connect
 
 AT = datetime(2024, 5, 1, 12, tzinfo=UTC)
 
@@ -122,11 +123,11 @@ async def test_a_sentence_in_other_words_is_no_other_rejection(database: asyncpg
 
 
 async def test_a_try_that_is_still_under_way_at_the_server_is_waited_for(
-    database: asyncpg.Connection, database_url: str
+    database: asyncpg.Connection, database_url: str, connected: Connect
 ) -> None:
     """A client that gave up waiting may send the batch again while the server still works on the first try."""
     given = [rejection(payload=b"%d" % n) for n in range(10)]
-    first = await asyncpg.connect(database_url)
+    first = await connected(database_url)
     transaction = first.transaction()
     await transaction.start()
     await insert(first, given)
@@ -135,12 +136,13 @@ async def test_a_try_that_is_still_under_way_at_the_server_is_waited_for(
     await transaction.commit()
     await second
     assert await kept(database) == given
-    await first.close()
 
 
-async def test_rejections_of_an_earlier_release_stay_as_they_were(postgres: PrivatePostgres) -> None:
+async def test_rejections_of_an_earlier_release_stay_as_they_were(
+    postgres: PrivatePostgres, connected: Connect
+) -> None:
     postgres.create_database("earlier")
-    connection = await asyncpg.connect(postgres.url("earlier"))
+    connection = await connected(postgres.url("earlier"))
     migrations = load()
     await migrate(connection, migrations[:3])
     await connection.execute(
@@ -152,7 +154,6 @@ async def test_rejections_of_an_earlier_release_stay_as_they_were(postgres: Priv
     await migrate(connection, migrations)
     found = await connection.fetch("SELECT topic, device FROM rejection ORDER BY id")
     assert [tuple(row) for row in found] == [*DEVICES.items(), *DEVICES.items()]
-    await connection.close()
     postgres.drop_database("earlier")
 
 

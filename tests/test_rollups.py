@@ -34,6 +34,7 @@ from sql.rollups import (
 )
 from sql.store import METER, VEHICLE, Kind, copy, sort
 from sql.turn import take_turn
+from tests.conftest import Connect
 from tests.history import START, Point, minute, series, store
 
 RULES = Rules()
@@ -666,19 +667,18 @@ async def test_the_power_of_the_first_cells_is_that_of_the_daemon(database: asyn
     assert await agree_on_power(database, METER, 350) == 22
 
 
-async def test_one_at_a_time_does_a_step(database: asyncpg.Connection, database_url: str) -> None:
-    other = await asyncpg.connect(database_url)
+async def test_one_at_a_time_does_a_step(database: asyncpg.Connection, database_url: str, connected: Connect) -> None:
+    other = await connected(database_url)
     await store(database, METER, "m", series([1.0] * 60))
     async with transaction(other):
         assert await take_turn(other, "rollups of meters")
         assert not await step(database, METER, LATER)
         assert await rebuild(database, METER, "", START, RULES.power_max_kw) is None
     assert await step(database, METER, LATER)
-    await other.close()
 
 
 async def test_whoever_stores_while_hours_are_closed_is_seen_or_leaves_a_mark(
-    database: asyncpg.Connection, database_url: str
+    database: asyncpg.Connection, database_url: str, connected: Connect
 ) -> None:
     """Eight writers and a roller at once: whatever the order, nothing is missing in the end."""
     now = START
@@ -686,11 +686,10 @@ async def test_whoever_stores_while_hours_are_closed_is_seen_or_leaves_a_mark(
 
     async def write(number: int) -> None:
         nonlocal stored
-        connection = await asyncpg.connect(database_url)
+        connection = await connected(database_url)
         for n in range(60):
             await store(connection, METER, f"m{number}", [(number / 10 + n * 4, 1.0)])
             stored += 1
-        await connection.close()
 
     async def roll() -> None:
         nonlocal now

@@ -26,6 +26,7 @@ from sql.store import (
     slices,
     sort,
 )
+from tests.conftest import Connect
 
 NOON = datetime(2024, 5, 1, 12, tzinfo=UTC)
 AT = datetime(2024, 5, 1, 12, 0, 1, tzinfo=UTC)
@@ -338,10 +339,10 @@ async def test_a_partition_that_was_dropped_behind_our_back_comes_back_on_the_sl
 
 @kinds
 async def test_two_writers_with_the_same_devices_do_not_deadlock(
-    database: asyncpg.Connection, database_url: str, kind: Kind
+    database: asyncpg.Connection, database_url: str, kind: Kind, connected: Connect
 ) -> None:
     others = random.Random(7)
-    connections = [database, await asyncpg.connect(database_url)]
+    connections = [database, await connected(database_url)]
     for connection in connections:
         await connection.execute("SET deadlock_timeout = '10ms'")
     devices, rounds = 400, 25
@@ -354,7 +355,6 @@ async def test_two_writers_with_the_same_devices_do_not_deadlock(
         await asyncio.gather(
             *(copy(connection, kind, batch, Days()) for connection, batch in zip(connections, batches, strict=True))
         )
-    await connections[1].close()
 
     assert len(await history(database, kind)) == 2 * rounds * devices
     assert {row[1] for row in await live(database, kind)} == {minutes(2 * rounds - 1)}
@@ -362,9 +362,9 @@ async def test_two_writers_with_the_same_devices_do_not_deadlock(
 
 @kinds
 async def test_two_writers_with_the_same_readings_store_each_once(
-    database: asyncpg.Connection, database_url: str, kind: Kind
+    database: asyncpg.Connection, database_url: str, kind: Kind, connected: Connect
 ) -> None:
-    connections = [database, await asyncpg.connect(database_url)]
+    connections = [database, await connected(database_url)]
     for connection in connections:
         await connection.execute("SET deadlock_timeout = '10ms'")
     devices, rounds = 400, 25
@@ -379,7 +379,6 @@ async def test_two_writers_with_the_same_readings_store_each_once(
         assert not any(inserted.conflicts for inserted in both)
         counts[0] += sum(inserted.stored for inserted in both)
         counts[1] += sum(inserted.duplicates for inserted in both)
-    await connections[1].close()
 
     assert counts == [rounds * devices, rounds * devices]
     assert len(await history(database, kind)) == rounds * devices

@@ -12,6 +12,7 @@ from sql import rejections
 from sql.partitions import HISTORY_TABLES, Days, drop_before, list_days, make_days
 from sql.rejections import Rejection
 from sql.turn import MAINTENANCE, take_turn
+from tests.conftest import Connect
 
 NOW = datetime(2026, 1, 2, 12, tzinfo=UTC)
 TODAY = NOW.date()
@@ -21,10 +22,12 @@ METERS = HISTORY_TABLES[0]
 @asynccontextmanager
 async def somebody_else_at(work: str, database_url: str) -> AsyncIterator[None]:
     connection = await asyncpg.connect(database_url)
-    async with connection.transaction():
-        assert await take_turn(connection, work)
-        yield
-    await connection.close()
+    try:
+        async with connection.transaction():
+            assert await take_turn(connection, work)
+            yield
+    finally:
+        await connection.close()
 
 
 async def test_the_turn_is_one_transactions_at_a_time(database: asyncpg.Connection, database_url: str) -> None:
@@ -34,8 +37,10 @@ async def test_the_turn_is_one_transactions_at_a_time(database: asyncpg.Connecti
     assert await take_turn(database, "this")
 
 
-async def test_the_turn_of_one_that_died_is_free(database: asyncpg.Connection, database_url: str) -> None:
-    dying = await asyncpg.connect(database_url)
+async def test_the_turn_of_one_that_died_is_free(
+    database: asyncpg.Connection, database_url: str, connected: Connect
+) -> None:
+    dying = await connected(database_url)
     await dying.execute("BEGIN")
     assert await take_turn(dying, MAINTENANCE)
     dying.terminate()
@@ -71,10 +76,12 @@ async def test_old_partitions_are_left_to_the_one_that_drops_them(
     assert await drop_before(database, METERS, TODAY + timedelta(days=1)) == ["meter_reading_20260102"]
 
 
-async def test_two_that_drop_at_once_drop_each_partition_once(database: asyncpg.Connection, database_url: str) -> None:
+async def test_two_that_drop_at_once_drop_each_partition_once(
+    database: asyncpg.Connection, database_url: str, connected: Connect
+) -> None:
     days = [TODAY + timedelta(days=n) for n in range(20)]
     await make_days(database, days)
-    connections = [database, *[await asyncpg.connect(database_url) for _ in range(3)]]
+    connections = [database, *[await connected(database_url) for _ in range(3)]]
     dropped: list[str] = []
     while await list_days(database, METERS):
         for some in await asyncio.gather(
@@ -82,8 +89,6 @@ async def test_two_that_drop_at_once_drop_each_partition_once(database: asyncpg.
         ):
             dropped += some
     assert len(dropped) == len(set(dropped)) == len(days)
-    for connection in connections[1:]:
-        await connection.close()
 
 
 async def test_rejections_are_left_to_the_one_that_purges_them(database: asyncpg.Connection, database_url: str) -> None:
@@ -93,11 +98,12 @@ async def test_rejections_are_left_to_the_one_that_purges_them(database: asyncpg
     assert await rejections.purge(database, NOW + timedelta(days=1), 10) == 1
 
 
-async def test_a_purge_passes_over_what_a_replay_has_in_hand(database: asyncpg.Connection, database_url: str) -> None:
+async def test_a_purge_passes_over_what_a_replay_has_in_hand(
+    database: asyncpg.Connection, database_url: str, connected: Connect
+) -> None:
     some = [Rejection(NOW + timedelta(seconds=n), "meters/m1/reading", "malformed_json", "", b"{") for n in range(3)]
     await rejections.insert(database, some)
-    replaying = await asyncpg.connect(database_url)
+    replaying = await connected(database_url)
     async with replaying.transaction():
         await replaying.execute("DELETE FROM rejection WHERE received_at = $1", NOW)
         assert await rejections.purge(database, NOW + timedelta(days=1), 10) == 2
-    await replaying.close()

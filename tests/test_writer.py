@@ -40,6 +40,7 @@ from dev.network import Network
 from dev.postgres import BINARIES
 from sql.flood import Flood
 from sql.pool import Pool, lease, open_pool
+from tests.conftest import Connect
 
 NOON = datetime(2024, 5, 1, 12, tzinfo=UTC)
 KEEP_FOR_EVER = Rules(clock_ahead_max=timedelta(minutes=5), retention=None)
@@ -76,7 +77,7 @@ class NotingSession:
 class Desk:
     """A writer at work, and all that is around it."""
 
-    def __init__(self, pool: Pool, spool: Spool | None = None) -> None:
+    def __init__(self, pool: Pool, spool: Spool | None = None, spool_after_s: float = SPOOL_AFTER_S) -> None:
         self.accounts = Accounts()
         self.batches = Batches(ROWS_MAX, 0.005, time.monotonic)
         self.metrics = Metrics(self.accounts, self.batches.oldest_age_s)
@@ -93,7 +94,7 @@ class Desk:
             self._committed,
             self._count,
             spool,
-            SPOOL_AFTER_S,
+            spool_after_s,
         )
         self._intake = Intake(KEEP_FOR_EVER, self.batches, self.accounts, self.flood, 1_000_000)
         self.sent = 0
@@ -136,9 +137,9 @@ class Desk:
 
 
 @asynccontextmanager
-async def at_work(pool: Pool, spool: Spool | None = None) -> AsyncIterator[Desk]:
+async def at_work(pool: Pool, spool: Spool | None = None, spool_after_s: float = SPOOL_AFTER_S) -> AsyncIterator[Desk]:
     """A desk whose writer runs for the time of the block; looks at the books all the while, and at the end."""
-    desk = Desk(pool, spool)
+    desk = Desk(pool, spool, spool_after_s)
     writing = asyncio.create_task(desk.writer.run(), name="writer")
     auditing = asyncio.create_task(_audit(desk.accounts), name="audit")
     try:
@@ -259,19 +260,18 @@ async def test_each_batch_is_acknowledged_on_the_session_that_brought_it(desk: D
 
 
 async def test_the_kinds_of_a_batch_are_written_at_once_and_acknowledged_together(
-    desk: Desk, database: asyncpg.Connection, database_url: str
+    desk: Desk, database: asyncpg.Connection, database_url: str, connected: Connect
 ) -> None:
     async def meters_are_stored() -> bool:
         return await devices(database) == ["m1"]
 
-    locker = await asyncpg.connect(database_url)
+    locker = await connected(database_url)
     async with locker.transaction():
         await locker.execute("LOCK TABLE vehicle_status")
         desk.deliver(vehicle("v1"), meter("m1"))
-        await eventually(meters_are_stored, 10)
+        await eventually(meters_are_stored)
         assert desk.session.acknowledged == []
         assert desk.books() == {}
-    await locker.close()
 
     await desk.all_acknowledged()
     assert desk.books() == {"stored": 2}
@@ -532,7 +532,7 @@ async def test_connections_that_are_killed_while_writing_lose_and_double_nothing
 
     kills: list[int] = []
     batches, size = 90, 120
-    async with at_work(pool) as desk, asyncio.timeout(30):
+    async with at_work(pool) as desk, asyncio.timeout(90):
 
         async def there_is_room() -> bool:
             return desk.accounts.in_flight <= 3 * size

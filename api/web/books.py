@@ -123,7 +123,7 @@ async def _get(url: str) -> bytes:
             if len(answer) > ANSWER_BYTES_MAX:
                 raise ValueError(f"its answer is larger than {ANSWER_BYTES_MAX} bytes")
     finally:
-        writer.close()
+        writer.transport.abort()
     head, _, body = answer.partition(b"\r\n\r\n")
     if head.split(b" ", 2)[1:2] != [b"200"]:
         status_line = head.splitlines()[0].decode("latin-1") if head else "nothing"

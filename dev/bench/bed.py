@@ -76,8 +76,10 @@ class Bed(Struct):
     async def checkpoint(self) -> None:
         """Have PostgreSQL make a checkpoint, on a connection that nobody else waits for."""
         connection = await asyncpg.connect(self.database_url)
-        await connection.execute("CHECKPOINT")
-        await connection.close()
+        try:
+            await connection.execute("CHECKPOINT")
+        finally:
+            await connection.close()
 
     async def history_bytes(self) -> int:
         """Tables of the history with their keys."""

@@ -7,7 +7,7 @@ import sys
 import urllib.error
 import urllib.request
 from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import AsyncExitStack, contextmanager
 from datetime import UTC, datetime
 from pathlib import Path
 
@@ -142,25 +142,28 @@ def trust(house: House) -> ssl.SSLContext:
 
 async def enter(house: House, receive_maximum: int = 100) -> tuple[Probe, bool]:
     """As the daemon does; says whether its session was there."""
-    probe = await Probe.open("localhost", house.broker.port, trust(house))
-    connack = await probe.connect(
-        mqtt5.ConnectPacket(
-            house.environ.get("MQTT_CLIENT_ID", "fleetwatt"),
-            username="fleetwatt",
-            password=PASSWORDS["fleetwatt"].encode(),
-            clean_start=False,
-            session_expiry_interval=SESSION_EXPIRY_S,
-            receive_max=receive_maximum,
+    async with AsyncExitStack() as stack:
+        probe = await stack.enter_async_context(await Probe.open("localhost", house.broker.port, trust(house)))
+        connack = await probe.connect(
+            mqtt5.ConnectPacket(
+                house.environ.get("MQTT_CLIENT_ID", "fleetwatt"),
+                username="fleetwatt",
+                password=PASSWORDS["fleetwatt"].encode(),
+                clean_start=False,
+                session_expiry_interval=SESSION_EXPIRY_S,
+                receive_max=receive_maximum,
+            )
         )
-    )
+        stack.pop_all()  # from here on it is the caller's
     return probe, connack.session_present
 
 
 async def leave_a_session(house: House) -> None:
     """The daemon was there once, subscribed, and is away now."""
     probe, _ = await enter(house)
-    await probe.subscribe(FILTERS)
-    await probe.leave(forget=False)
+    async with probe:
+        await probe.subscribe(FILTERS)
+        await probe.leave(forget=False)
 
 
 async def settle(house: House) -> None:
@@ -172,9 +175,11 @@ async def settle(house: House) -> None:
 async def make_days(house: House) -> None:
     """The partitions that a daemon makes in its first moments."""
     connection = await asyncpg.connect(house.database_url)
-    for table in HISTORY_TABLES:
-        await Days().ensure(connection, table, days_ahead(datetime.now(UTC).date()))
-    await connection.close()
+    try:
+        for table in HISTORY_TABLES:
+            await Days().ensure(connection, table, days_ahead(datetime.now(UTC).date()))
+    finally:
+        await connection.close()
 
 
 def troubles(found: dict[str, Finding]) -> set[str]:

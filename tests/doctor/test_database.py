@@ -39,8 +39,10 @@ async def owner(settled: House, owned_url: str) -> AsyncIterator[asyncpg.Connect
 
 async def as_superuser(server: PrivatePostgres, database_name: str, statement: str) -> None:
     connection = await asyncpg.connect(server.url(database_name))
-    await connection.execute(statement)
-    await connection.close()
+    try:
+        await connection.execute(statement)
+    finally:
+        await connection.close()
 
 
 async def test_a_database_in_order(settled: House) -> None:

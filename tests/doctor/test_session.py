@@ -2,6 +2,7 @@
 
 import asyncio
 import signal
+from contextlib import closing
 
 import asyncpg
 import mqtt5
@@ -12,6 +13,7 @@ from daemon.doctor.probe import Probe
 from daemon.subscriber import SESSION_EXPIRY_S
 from dev.house import eventually
 from dev.processes import free_port
+from tests.conftest import Connect
 from tests.doctor.conftest import StartHouse
 from tests.doctor.house import PASSWORDS, House, enter, leave_a_session, trust
 
@@ -59,9 +61,9 @@ async def are_stored(house: House, count: int) -> bool:
 async def count_connections(house: House) -> int:
     """How often the broker has accepted the daemon's connection."""
     reader, writer = await asyncio.open_connection("127.0.0.1", int(house.environ["METRICS_PORT"]))
-    writer.write(b"GET /metrics HTTP/1.1\r\nHost: daemon\r\nConnection: close\r\n\r\n")
-    text = (await reader.read()).decode()
-    writer.close()
+    with closing(writer):
+        writer.write(b"GET /metrics HTTP/1.1\r\nHost: daemon\r\nConnection: close\r\n\r\n")
+        text = (await reader.read()).decode()
     return int(
         float(
             next(line.split()[1] for line in text.splitlines() if line.startswith("fleetwatt_mqtt_connections_total"))
@@ -87,7 +89,9 @@ async def test_what_waits_for_an_absent_daemon_waits_on_after_checks(start_house
 
 
 @MAPPED
-async def test_what_comes_while_the_doctor_is_in_the_session_is_kept(start_house: StartHouse, mapped: str) -> None:
+async def test_what_comes_while_the_doctor_is_in_the_session_is_kept(
+    start_house: StartHouse, mapped: str, connected: Connect
+) -> None:
     house = start_house({"use_username_as_clientid": mapped})
     await leave_a_session(house)
 
@@ -96,12 +100,15 @@ async def test_what_comes_while_the_doctor_is_in_the_session_is_kept(start_house
             await house.check()
 
     checking = asyncio.create_task(check_again_and_again())
-    await publish(house, 0, 3000)
-    checking.cancel()
-    await asyncio.wait([checking])
+    try:
+        await publish(house, 0, 3000)
+    finally:
+        checking.cancel()
+        await asyncio.wait([checking])
+    assert checking.cancelled()
     house.start_daemon()
     qos_1 = sum(1 for number in range(3000) if number % 3)
-    connection = await asyncpg.connect(house.database_url)
+    connection = await connected(house.database_url)
 
     async def stored() -> bool:
         rows = await connection.fetch(
@@ -110,18 +117,17 @@ async def test_what_comes_while_the_doctor_is_in_the_session_is_kept(start_house
         return len(rows) == qos_1
 
     await eventually(stored)
-    await connection.close()
 
 
 @MAPPED
 async def test_a_running_daemon_keeps_its_connection(start_house: StartHouse, mapped: str) -> None:
     house = start_house({"use_username_as_clientid": mapped})
     house.start_daemon()
-    publishing = asyncio.create_task(publish(house, 0, 3000))
-    for _ in range(3):
-        found = await house.check()
-        assert found["broker.login"].level == "ok"
-    await publishing
+    async with asyncio.TaskGroup() as group:
+        group.create_task(publish(house, 0, 3000))
+        for _ in range(3):
+            found = await house.check()
+            assert found["broker.login"].level == "ok"
     await eventually(lambda: are_stored(house, 3000))
     assert await count_connections(house) == 1
 
@@ -131,10 +137,10 @@ async def test_even_a_daemon_that_is_not_found_loses_nothing(start_house: StartH
     """It runs on another machine, say: the check then enters its session and leaves it at once."""
     house = start_house({"use_username_as_clientid": mapped})
     house.start_daemon()
-    publishing = asyncio.create_task(publish(house, 0, 3000))
-    for _ in range(3):
-        await house.check(METRICS_PORT=str(free_port()))
-    await publishing
+    async with asyncio.TaskGroup() as group:
+        group.create_task(publish(house, 0, 3000))
+        for _ in range(3):
+            await house.check(METRICS_PORT=str(free_port()))
 
     async def stored() -> bool:
         connection = await asyncpg.connect(house.database_url)

@@ -226,9 +226,11 @@ async def test_two_that_get_every_message_store_each_reading_once_and_never_dead
 async def migrated(url: str, statements: str = "SELECT 1") -> None:
     """Give a database the schema, and what a test wants beside it."""
     connection = await asyncpg.connect(url)
-    await migrate(connection)
-    await connection.execute(statements)
-    await connection.close()
+    try:
+        await migrate(connection)
+        await connection.execute(statements)
+    finally:
+        await connection.close()
 
 
 async def deadlocks(connection: asyncpg.Connection) -> int:

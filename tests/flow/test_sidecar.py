@@ -45,7 +45,7 @@ async def test_every_reading_sent_by_post_and_by_mqtt_at_once_is_there_once(
 
     async def post() -> dict[str, int]:
         counts = dict.fromkeys(("received", "stored", "duplicate", "rejected"), 0)
-        async with httpx2.AsyncClient(base_url=api_url) as client:
+        async with httpx2.AsyncClient(base_url=api_url, timeout=30) as client:
             for first in range(0, READINGS, 100):
                 answer = await client.post("/v1/ingest", json=readings[first : first + 100])
                 assert answer.status_code == 201, answer.text

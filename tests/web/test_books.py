@@ -1,14 +1,17 @@
 """The daemons' books as the pages ask for them: from daemons that are well, away, slow, or no daemons at all."""
 
 import asyncio
+import ssl
 from collections.abc import AsyncIterator, Awaitable, Callable
 from contextlib import asynccontextmanager
 
 import msgspec
 import pytest
+from psutil import Process
 
 from api.web import books
 from api.web.books import read_books
+from tests.certificates import Authority
 
 STATUS = {
     "readings": {"received": 10, "spooled": 1, "inFlight": 2, "unaccounted": 0},
@@ -19,22 +22,32 @@ STATUS = {
 Speak = Callable[[asyncio.StreamWriter], Awaitable[None]]
 
 
+@pytest.fixture(autouse=True)
+def patient(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A daemon that answers is not away because the machine is slow."""
+    monkeypatch.setattr(books, "TIMEOUT_S", 20.0)
+
+
 @asynccontextmanager
-async def daemon(speak: Speak) -> AsyncIterator[str]:
-    """Something that listens, and answers a request so."""
+async def daemon(speak: Speak, authority: Authority | None = None) -> AsyncIterator[str]:
+    """Something that listens, and answers a request so; behind TLS with the certificate of an authority."""
 
     async def meet(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
-        await reader.readuntil(b"\r\n\r\n")
         try:
+            await reader.readuntil(b"\r\n\r\n")
             await speak(writer)
-        except ConnectionError:
+        except (ConnectionError, EOFError):
             pass  # it was left
         finally:
             writer.close()
 
-    server = await asyncio.start_server(meet, "127.0.0.1")
+    tls = None
+    if authority:
+        tls = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
+        tls.load_cert_chain(authority.server, authority.server_key)
+    server = await asyncio.start_server(meet, "127.0.0.1", ssl=tls)
     async with server:
-        yield f"http://127.0.0.1:{server.sockets[0].getsockname()[1]}"
+        yield f"{'https' if tls else 'http'}://127.0.0.1:{server.sockets[0].getsockname()[1]}"
 
 
 def saying(answer: bytes) -> Speak:
@@ -96,6 +109,29 @@ async def test_a_daemon_that_does_not_finish_is_not_waited_for(monkeypatch: pyte
     async with daemon(never_done) as slow:
         found = await read_books([slow])
     assert found.away == [f"{slow}: no answer within 0.05 s"]
+
+
+async def hung(writer: asyncio.StreamWriter) -> None:
+    """Reads nothing any more, not even that the other side has left."""
+    writer.transport.pause_reading()  # type: ignore[attr-defined]  # which that of a connection has
+    try:
+        await asyncio.Event().wait()
+    finally:
+        writer.transport.abort()
+
+
+async def test_a_daemon_behind_tls_is_asked_and_one_that_hangs_is_left_at_once(
+    authority: Authority, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("SSL_CERT_FILE", str(authority.ca))
+    async with daemon(well, authority) as url:
+        assert (await read_books([url])).away == []
+    monkeypatch.setattr(books, "TIMEOUT_S", 0.5)
+    async with daemon(hung, authority) as url:
+        found = await read_books([url])
+        assert found.away == [f"{url}: no answer within 0.5 s"]
+        port = int(url.rpartition(":")[2])
+        assert [each for each in Process().net_connections("tcp") if each.raddr and each.raddr.port == port] == []
 
 
 async def test_a_name_that_is_not_resolved_is_looked_up_once_at_a_time(monkeypatch: pytest.MonkeyPatch) -> None:

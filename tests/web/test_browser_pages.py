@@ -65,14 +65,17 @@ async def open_charts(tabs: Tabs, url: str, start: datetime, end: datetime, zone
 async def rejected(place: Place, payload: bytes) -> AsyncIterator[None]:
     """A rejection in the database, whose topic and reason no device could bring about."""
     connection = await asyncpg.connect(place.database_url)
-    await connection.execute(
-        "INSERT INTO rejection (received_at, topic, reason, detail, payload) VALUES (now(), $1, 'bad_topic', $1, $2)",
-        HOSTILE,
-        payload,
-    )
-    yield
-    await connection.execute("DELETE FROM rejection WHERE topic = $1", HOSTILE)
-    await connection.close()
+    try:
+        await connection.execute(
+            "INSERT INTO rejection (received_at, topic, reason, detail, payload) "
+            "VALUES (now(), $1, 'bad_topic', $1, $2)",
+            HOSTILE,
+            payload,
+        )
+        yield
+    finally:
+        await connection.execute("DELETE FROM rejection WHERE topic = $1", HOSTILE)
+        await connection.close()
 
 
 async def pair(page: Page, vehicle_id: str, meter_id: str, since: datetime) -> None:
