@@ -205,8 +205,15 @@ async def test_a_running_daemon_that_makes_no_partitions(
     settled: House, owner: asyncpg.Connection, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(database, "MAINTENANCE_PATIENCE_S", 0.0)
+    partition = f"meter_reading_{TODAY + timedelta(days=7):%Y%m%d}"
+
+    async def is_made() -> bool:
+        return await owner.fetchval("SELECT to_regclass($1)", partition) is not None
+
+    await owner.execute(f"DROP TABLE {partition}")
     settled.start_daemon()
-    await owner.execute(f"DROP TABLE meter_reading_{TODAY + timedelta(days=7):%Y%m%d}")
+    await eventually(is_made)  # and not again for an hour
+    await owner.execute(f"DROP TABLE {partition}")
     found = await settled.check()
     assert found["database.partitions"].level == "failure"
     assert "journalctl -u fleetwatt-daemon" in (found["database.partitions"].remedy or "")
