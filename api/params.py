@@ -49,6 +49,8 @@ _INSTANT = Meta(
 Instant = Annotated[datetime, _INSTANT]
 Beginning = Annotated[datetime, _INSTANT, Meta(examples=["2026-03-13T15:00:00Z"])]
 Limit = Annotated[int, Meta(ge=1, le=LIMIT_MAX, description=f"a whole number from 1 to {LIMIT_MAX}", examples=[100])]
+_UNSET_ZONE = "Factory"
+"""Beside the zones, in their form: what a machine has before somebody says where it stands."""
 TimeZone = Annotated[
     str,
     Meta(
@@ -90,6 +92,8 @@ def window(asked: Window, now: datetime, span_max: timedelta) -> tuple[datetime,
 def zone(name: str) -> ZoneInfo:
     """The time zone `tz`, which has the form of a name; raises ProblemError where there is none."""
     try:
+        if name == _UNSET_ZONE:
+            raise KeyError(name)
         return ZoneInfo(name)
     except (KeyError, ValueError, OSError):  # not there, no zone, a folder of zones
         detail = f"`tz` is {shown(ascii(name))}; allowed: {allowed_text(TimeZone)}"

@@ -48,6 +48,10 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 def main(chosen: argparse.Namespace) -> int:
     """Do what was chosen; returns the exit code."""
     settings = read(RollupSettings, os.environ)
+    if chosen.action == "rebuild" and chosen.start and chosen.end and chosen.start >= chosen.end:
+        said = f"--from is {chosen.start:%F %H:%M} UTC, which is not before --to, {chosen.end:%F %H:%M} UTC"
+        print(f"fleetwatt: {said}", file=sys.stderr)  # noqa: T201 - for the technician
+        return 2
     try:
         asyncio.run(_main(settings, chosen))
     except (SchemaError, asyncpg.PostgresError, asyncpg.InterfaceError, OSError, TimeoutError) as error:

@@ -150,6 +150,18 @@ async def test_only_a_rebuild_of_all_takes_another_power(database: asyncpg.Conne
     ("arguments", "settings", "code", "said"),
     [
         (["rebuild", "--from", "yesterday"], {}, 2, "'yesterday' is no time; allowed: 2026-03-14 or 2026-03-14T15:00"),
+        (
+            ["rebuild", "--from", "2026-11-22", "--to", "2026-11-20"],
+            {},
+            2,
+            "fleetwatt: --from is 2026-11-22 00:00 UTC, which is not before --to, 2026-11-20 00:00 UTC\n",
+        ),
+        (
+            ["rebuild", "--from", "2026-11-22T10:00+01:00", "--to", "2026-11-22T09:00"],
+            {},
+            2,
+            "fleetwatt: --from is 2026-11-22 09:00 UTC, which is not before --to, 2026-11-22 09:00 UTC\n",
+        ),
         (["rebuild"], {"POWER_MAX_KW": "0"}, 2, "POWER_MAX_KW is '0'; allowed: kilowatts, above 0 and up to 100000"),
         ([], {"DATABASE_URL": "postgresql://127.0.0.1:1/x"}, 1, "fleetwatt: "),
     ],

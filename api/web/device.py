@@ -179,7 +179,8 @@ async def _show(
 
 
 async def _words_of_vehicle(connection: Connection, visit: Visit, known: Known, shown: Shown) -> Words:
-    answers = await performances(connection, known.id, [(shown.start, shown.end)], _rules(visit))
+    rules = _rules(visit)
+    answers = await performances(connection, known.id, [(shown.start, shown.end)], rules)
     if answers is None:
         raise unknown(VEHICLE, known.id)
     (found,) = answers
@@ -187,7 +188,8 @@ async def _words_of_vehicle(connection: Connection, visit: Visit, known: Known, 
     pairings = [
         replace(one, ac_kwh=ac_kwh.get((one.other, one.start))) for one in await _pairings(connection, known, shown)
     ]
-    return {"performance": found, "pairings": pairings, "samples": found.samples + found.meter_samples}
+    samples = found.samples + found.meter_samples
+    return {"performance": found, "pairings": pairings, "samples": samples, "rules": rules}
 
 
 async def _words_of_meter(connection: Connection, visit: Visit, known: Known, shown: Shown) -> Words:

@@ -6,6 +6,7 @@ database longer is looked up again only when it is older than its time.
 
 import asyncio
 import time
+from collections import OrderedDict
 from collections.abc import Awaitable, Callable
 from datetime import UTC, datetime, timedelta
 from functools import partial
@@ -38,6 +39,8 @@ LAG_MAX = 2 * DAY
 """Rollups that are further behind say nothing of how the fleet is now."""
 WORST = 10
 DEVICES = 25
+FILTERS_MAX = 100
+"""Of devices, whose answers are kept; the one that was not asked for the longest goes first."""
 FAILED_S = 3.0
 """For so long nobody tries again what has failed."""
 STALE_S_MAX = 5.0
@@ -132,10 +135,10 @@ class Watch:
         settings = sidecar.settings
         self._database = sidecar.database
         self._rules = Rules(low_efficiency=settings.low_efficiency, power_max_kw=settings.power_max_kw)
-        cache = sidecar.cache
+        self._cache = cache = sidecar.cache
         self._heard = Kept(INTERVAL_S, self._count_heard, cache)
         self._books = Kept(INTERVAL_S, partial(read_books, settings.daemon_url_list), cache)
-        self._silent = {kind: Kept(INTERVAL_S, partial(self._find_silent, kind), cache) for kind in (METER, VEHICLE)}
+        self._silent: OrderedDict[tuple[Kind, str], Kept[list[Silent]]] = OrderedDict()
         self._fleet = Kept(FLEET_EVERY_S, self._find_fleet, cache)
         self._worst = Kept(SLOW_EVERY_S, self._find_worst, cache)
         self._hours = Kept(SLOW_EVERY_S, self._find_hours, cache)
@@ -164,7 +167,14 @@ class Watch:
 
     async def silent(self, kind: Kind, prefix: str) -> list[Silent]:
         """The devices that have been silent for the longest, of those whose ids begin so."""
-        return await self._find_silent(kind, prefix) if prefix else await self._silent[kind].get()
+        key = (kind, prefix)
+        kept = self._silent.get(key)
+        if kept is None:
+            kept = self._silent[key] = Kept(INTERVAL_S, partial(self._find_silent, kind, prefix), self._cache)
+        self._silent.move_to_end(key)
+        if len(self._silent) > FILTERS_MAX:
+            self._silent.popitem(last=False)  # who waits for it still gets its answer
+        return await kept.get()
 
     async def close(self) -> None:
         """End what is being looked up."""
@@ -181,7 +191,7 @@ class Watch:
         async with self._database.connection() as connection:
             return await count_heard(connection, now - HEARD_WITHIN)
 
-    async def _find_silent(self, kind: Kind, prefix: str = "") -> list[Silent]:
+    async def _find_silent(self, kind: Kind, prefix: str) -> list[Silent]:
         async with self._database.connection() as connection:
             return await list_silent(connection, kind, prefix, DEVICES)
 

@@ -37,10 +37,11 @@ async def sign_in(visit: Visit) -> Response:
 
 
 async def sign_out(visit: Visit) -> Response:
-    """Take the cookie back."""
+    """End the session and take the cookie back."""
     await visit.form()
     if not visit.visitor.is_signed_in:
         raise ProblemError(404, "Nobody is signed in here: without tokens this machine alone may look")
+    visit.site.visitors.sign_out(visit.visitor)
     response = RedirectResponse(SIGN_IN, 303)
     forget(response)
     return response

@@ -44,8 +44,9 @@ def volt(value: float | None) -> str:
 
 
 def count(value: int, noun: str) -> str:
-    """How many there are: 1 reading, 2 readings."""
-    return f"{number(value)} {noun if value == 1 else f'{noun}s'}"
+    """How many there are: 1 reading, 2 readings, 2 glitches."""
+    nouns = f"{noun}es" if noun.endswith("ch") else f"{noun}s"
+    return f"{number(value)} {noun if value == 1 else nouns}"
 
 
 def duration(seconds: float | None) -> str:

@@ -402,7 +402,9 @@ WRONG = [
     ("GET", "/v1/analytics/series/a%20b", "vehicleId", ID),
     *[
         ("GET", f"/v1/analytics/series/v?tz={name}", "tz", f"`tz` is '{name}'; allowed: the name of an IANA")
-        for name in ("Mars/Olympus", "Europe", "europe/berlin", "localtime", "right/UTC", "../UTC", "UTC/", "")
+        for name in (
+            "Mars/Olympus", "Europe", "europe/berlin", "localtime", "Factory", "right/UTC", "../UTC", "UTC/", "",
+        )
     ],
     ("GET", "/v1/analytics/series/v?tz=%2Fetc%2Fpasswd", "tz", "`tz` is '/etc/passwd'"),
     ("GET", f"/v1/analytics/series/v?tz={'X' * 200}", "tz", "an IANA time zone, such as Europe/Berlin"),

@@ -11,7 +11,7 @@ from tests.web.tabs import DESKTOP, PHONE
 
 SCREENSHOTS = Path(__file__).parents[2] / ".fleetwatt" / "screenshots"
 SCHEMES: tuple[Literal["light", "dark"], ...] = ("light", "dark")
-GRAVE = ("serious", "critical")
+GRAVE = ("moderate", "serious", "critical")
 AXE = "axe.run({resultTypes: ['violations']}).then(found => found.violations)"
 WIDTH = "() => document.scrollingElement.scrollWidth"
 
@@ -27,7 +27,7 @@ async def check_looks(page: Page, name: str, scheme: str) -> None:
 
 
 async def axe_violations(page: Page) -> list[str]:
-    """What axe calls serious or critical: the rule, and where."""
+    """What axe calls more than minor: the rule, and where."""
     await page.evaluate(AXE_SCRIPT)
     return [
         f"{found['id']}: {found['help']}: {node['target']}"

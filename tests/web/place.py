@@ -21,6 +21,8 @@ from tests.api.server import Sidecar, sidecar
 VEHICLES = 12
 LEAKY = "vehicle-0002"
 UNLINKED = "vehicle-0012"
+LONG = "W" * 64
+"""The id of a vehicle and of its meter: as long and as wide as one can be, and nowhere to break it."""
 
 
 class Place:
@@ -64,12 +66,25 @@ async def settle_in(house: House, fleet: Fleet) -> None:
     """Have the fleet send its last day, link its vehicles, and roll the hours up."""
     now = datetime.now(UTC)
     day = list(fleet.backfill(now - timedelta(hours=24), now))
-    await Publisher(house.broker.port, "fleet").publish((message.topic, message.payload) for message in day)
-    await house.settled(sum(message.readings for message in day))
+    long_named = list(_day_of_long_named(now))
+    publisher = Publisher(house.broker.port, "fleet")
+    await publisher.publish([*((message.topic, message.payload) for message in day), *long_named])
+    await house.settled(sum(message.readings for message in day) + len(long_named))
     connection = await asyncpg.connect(house.database_url)
-    for vehicle_id, meter_id in fleet.pairs():
+    for vehicle_id, meter_id in [*fleet.pairs(), (LONG, LONG)]:
         await pair(connection, vehicle_id, meter_id, now - timedelta(hours=25), None)
     for kind in KINDS:
         while await step(connection, kind, now):
             pass
     await connection.close()
+
+
+def _day_of_long_named(now: datetime) -> Iterator[tuple[str, bytes]]:
+    """What the vehicle and the meter with the long name send, and something that cannot be read."""
+    for n in range(1, 24 * 12):
+        shared = {"timestamp": (now - n * timedelta(minutes=5)).isoformat()}
+        meter = {"meterId": LONG, "kwhConsumedAc": 0.5, "voltage": 230, **shared}
+        vehicle = {"vehicleId": LONG, "soc": 50, "kwhDeliveredDc": 0.4, "batteryTemp": 20, **shared}
+        yield f"meters/{LONG}/reading", msgspec.json.encode(meter)
+        yield f"vehicles/{LONG}/reading", msgspec.json.encode(vehicle)
+    yield f"vehicles/{LONG}/reading", b"{"

@@ -18,6 +18,11 @@ from tests.web.tabs import ENERGY, PHONE, Tabs, enter_token
 pytestmark = pytest.mark.asyncio(loop_scope="session")
 
 HOSTILE = "\"><img src=x onerror=alert(1)>'{{7*7}}&lt;"
+HIDE = """(is_hidden) => {
+    Object.defineProperty(document, "hidden", { value: is_hidden, configurable: true });
+    document.dispatchEvent(new Event("visibilitychange"));
+}"""
+"""A browser without a window takes each of its pages for seen."""
 READING = {"soc": 50, "kwhDeliveredDc": 0.1, "batteryTemp": 20}
 
 
@@ -51,6 +56,15 @@ async def stored(place: Place, vehicle_id: str) -> AsyncIterator[None]:
         await connection.close()
 
 
+async def listed(page: Page, url: str, name: str) -> None:
+    """Wait until a table of devices has one: it may be a second old."""
+
+    async def is_listed() -> bool:
+        return name in await (await page.request.get(url)).text()
+
+    await eventually(is_listed)
+
+
 # The first page.
 
 
@@ -69,6 +83,15 @@ async def test_the_vehicle_that_loses_the_most_comes_first(tabs: Tabs, place: Pl
     await expect(worst).to_contain_text("low efficiency")
 
 
+async def test_on_a_phone_no_figure_of_the_worst_is_out_of_sight(tabs: Tabs, place: Place) -> None:
+    page = await tabs.open(place.url, viewport=PHONE)
+    right_edges = await page.evaluate(
+        "() => [...document.querySelectorAll('#worst td')].map((cell) => cell.getBoundingClientRect().right)"
+    )
+    assert len(right_edges) >= VEHICLES / 2
+    assert max(right_edges) <= PHONE["width"]
+
+
 async def test_a_reading_is_on_the_page_without_a_reload(tabs: Tabs, place: Place) -> None:
     page = await tabs.open(place.url)
     before = await known(page, place)
@@ -82,6 +105,7 @@ async def test_the_table_of_devices_is_refreshed_by_itself(tabs: Tabs, place: Pl
     await page.reload()
     await expect(page.locator("#table")).to_contain_text("No vehicle has an id that begins with late-")
     async with stored(place, "late-one"):
+        await listed(page, f"{place.url}/devices?begins=late-", "late-one")
         await page.clock.fast_forward(10_000)
         await expect(page.locator("#table tbody tr")).to_have_count(1)
 
@@ -126,6 +150,46 @@ async def test_figures_that_cannot_be_had_are_said_to_stand_still_and_then_go_on
         return bool((await page.request.get(place.url)).ok)
 
     await eventually(is_whole_again)  # the table, too: what has failed is not tried again for some seconds
+
+
+async def test_many_pages_of_one_browser_leave_room_for_others_and_move_when_looked_at(
+    tabs: Tabs, place: Place
+) -> None:
+    first = await tabs.open(place.url)
+    others = [await first.context.new_page() for _ in range(7)]
+    for page in others:
+        await page.goto(place.url)
+    await others[-1].goto(f"{place.url}/links")
+    await expect(first.get_by_role("status")).to_contain_text("The figures stand still, since others")
+    await first.get_by_role("heading", level=1).click()
+    await expect(first.get_by_role("status")).to_be_hidden()
+    before = await known(first, place)
+    await place.publish("vehicles/among-many-pages/reading", **READING)
+    await expect(tile(first, "Vehicles heard from")).to_contain_text(f"of {before + 1}")
+
+
+async def test_pages_that_are_left_stop_no_others(tabs: Tabs, place: Place) -> None:
+    tabs.expect("icon.svg: net::ERR_ABORTED")  # a page is left before its icon is there
+    page = await tabs.open(place.url)
+    other = await page.context.new_page()
+    for _ in range(4):
+        async with other.expect_request("**/live"):
+            await other.goto(place.url)
+    before = await known(page, place)
+    await place.publish("vehicles/beside-one-that-is-reloaded/reading", **READING)
+    await expect(tile(page, "Vehicles heard from")).to_contain_text(f"of {before + 1}")
+    await expect(page.get_by_role("status")).to_be_hidden()
+
+
+async def test_a_page_that_nobody_sees_has_no_stream_and_catches_up_once_it_is_seen(tabs: Tabs, place: Place) -> None:
+    page = await tabs.open(place.url)
+    before = await known(page, place)
+    async with page.expect_event("requestfailed", lambda request: request.url.endswith("/live")):
+        await page.evaluate(HIDE, True)
+    await place.publish("vehicles/while-hidden/reading", **READING)
+    await page.evaluate(HIDE, False)
+    await expect(tile(page, "Vehicles heard from")).to_contain_text(f"of {before + 1}")
+    await expect(page.get_by_role("status")).to_be_hidden()
 
 
 @pytest.mark.parametrize("name", [".", ".."])
@@ -198,6 +262,7 @@ async def test_a_table_that_was_scrolled_sideways_stays_so_when_it_is_refreshed(
     await expect(table.locator("tbody tr")).not_to_have_count(0)
     await table.locator(".scroll").evaluate("(scroll) => { scroll.scrollLeft = 120; }")
     async with stored(place, "v-new"):
+        await listed(page, f"{place.url}/devices?begins=v", "v-new")
         await page.clock.fast_forward(10_000)
         await expect(table.get_by_role("link", name="v-new", exact=True)).to_have_count(1)
         assert await table.locator(".scroll").evaluate("(scroll) => scroll.scrollLeft") == 120

@@ -14,8 +14,8 @@ from playwright.async_api import Page, expect
 
 from tests.api.server import sidecar
 from tests.web.looks import SCHEMES, check_looks
-from tests.web.place import LEAKY, UNLINKED, Guarded, Place
-from tests.web.tabs import ENERGY, Tabs, enter_token
+from tests.web.place import LEAKY, LONG, UNLINKED, Guarded, Place
+from tests.web.tabs import ENERGY, PHONE, Tabs, enter_token
 
 pytestmark = pytest.mark.asyncio(loop_scope="session")
 
@@ -24,6 +24,9 @@ HOSTILE = "</pre></code><script>window.ran = 1</script><img src=x onerror=alert(
 PAGES = {
     "vehicle": (f"/vehicles/{LEAKY}", "[data-chart=temperature] [data-summary]"),
     "meter": ("/meters/meter-0002", "[data-chart=voltage] [data-summary]"),
+    "vehicle-long": (f"/vehicles/{LONG}", "[data-chart=temperature] [data-summary]"),
+    "meter-long": (f"/meters/{LONG}", "[data-chart=voltage] [data-summary]"),
+    "links-all": ("/links?show=all", "#links tbody tr >> nth=0"),
     "links": ("/links", "#links tbody tr >> nth=0"),
     "rejections": ("/rejections", "main details summary >> nth=0"),
     "unknown": ("/vehicles/nobody", "h1"),
@@ -158,6 +161,19 @@ async def test_a_device_that_nobody_knows_is_said_to_be_unknown(tabs: Tabs, plac
     await expect(page.get_by_role("heading", level=1)).to_contain_text("Nobody knows this vehicle")
 
 
+# The page of the API.
+
+
+async def test_the_page_of_the_api_works_without_inline_styles(tabs: Tabs, place: Place) -> None:
+    page = await tabs.open(f"{place.url}/docs")
+    meters = page.locator("#operations-Live_and_history-listMeters")
+    await meters.locator(".opblock-summary-control").click()
+    await meters.get_by_role("button", name="Execute").click()
+    answer = meters.locator(".live-responses-table")
+    await expect(answer.locator(".response-col_status").last).to_contain_text("200")
+    await expect(answer.locator("pre").first).to_have_css("display", "block")
+
+
 # Links.
 
 
@@ -204,10 +220,31 @@ async def test_a_link_that_was_a_mistake_is_removed_once_that_is_confirmed(
 async def test_changing_a_link_fits_and_axe_finds_nothing_grave(
     tabs: Tabs, place: Place, what: str, scheme: str
 ) -> None:
-    page = await tabs.open(f"{place.url}/links?vehicleId={LEAKY}", color_scheme=scheme)
+    page = await tabs.open(f"{place.url}/links?vehicleId={LONG}", color_scheme=scheme)
     await page.locator("#links tbody tr").get_by_role("link", name=what).click()
     await expect(page.get_by_role("heading", level=1)).to_contain_text(f"{what} a link")
     await check_looks(page, f"{what.lower()}-link", scheme)
+
+
+async def test_on_a_phone_a_link_can_be_changed_without_scrolling_sideways(tabs: Tabs, place: Place) -> None:
+    page = await tabs.open(f"{place.url}/links?vehicleId={LEAKY}", viewport=PHONE)
+    row = page.get_by_role("table").get_by_role("row").filter(has_text=LEAKY)
+    for control in (
+        row.get_by_role("link", name="Correct"),
+        row.get_by_role("button", name="End now"),
+        row.get_by_role("link", name="Remove"),
+    ):
+        await control.scroll_into_view_if_needed()
+        await expect(control).to_be_in_viewport(ratio=1)
+    await expect(row.get_by_role("cell", name="meter-0002", exact=True)).to_be_visible()
+    assert await page.locator(".scroll").evaluate("(scroll) => scroll.scrollWidth <= scroll.clientWidth")
+
+
+async def test_on_a_phone_a_table_that_goes_on_sideways_has_a_shadow_there(tabs: Tabs, place: Place) -> None:
+    page = await tabs.open(place.url, viewport=PHONE)
+    table = page.locator("#table .scroll")
+    assert await table.evaluate("(scroll) => scroll.scrollWidth > scroll.clientWidth")
+    assert "radial-gradient" in await table.evaluate("(scroll) => getComputedStyle(scroll).backgroundImage")
 
 
 # Rejections.

@@ -109,12 +109,41 @@ def test_a_leaky_vehicle_has_its_loss_its_verdict_and_the_reason(site: TestClien
     assert found["status"] == "low_efficiency"
     assert "11.3 kWh 35.0 % of what its meter counted" in page
     assert "Verdict low efficiency" in page
-    assert found["reason"] in page
+    assert "Of 32.4 kWh AC, 21.1 kWh DC arrived: 65.0 %, less than 85.0 %." in page
     assert "Covered by readings 75.4 %" in page
     assert "180 readings of the vehicle cover 75.4 % of the window, 180 of its meter" in page
     assert "State of charge 80.0 %" in page
     assert "Energy mode interval" in page
     assert "Meter now m-leaky" in page
+
+
+@pytest.mark.parametrize(
+    ("dc_kwh", "said"),
+    [
+        (0.117, "Of 32.4 kWh AC, 21.1 kWh DC arrived: 65.0 %, less than 85.0 %."),
+        (0.15299, "Of 32.4 kWh AC, 27.5 kWh DC arrived: 85.0 %, just less than 85.0 %."),
+        (0.1647, "Of 32.4 kWh AC, 29.6 kWh DC arrived: 91.5 %, at least 85.0 %."),
+        (0.2, "Of 32.4 kWh AC, 36.0 kWh DC arrived: 111.1 %, more than 100.0 %: a meter missed energy"),
+    ],
+)
+def test_a_verdict_is_a_sentence_in_percent(client: TestClient, dc_kwh: float, said: str) -> None:
+    send(client, minutes(lambda n: 0.18, meter, meterId="m-1"))
+    send(client, minutes(lambda n: dc_kwh, vehicle, vehicleId="v-1"))
+    link(client, "v-1", "m-1", -1)
+    assert said in text_of(client, f"/vehicles/v-1?{window(0, 4)}")
+
+
+def test_where_there_is_no_verdict_a_sentence_says_why(client: TestClient) -> None:
+    send(client, [vehicle(BEGIN + MINUTE, vehicleId="v-1", kwhDeliveredDc=0.1)])
+    page = f"/vehicles/v-1?{window(0, 1)}"
+    assert "The battery took 0.100 kWh DC meanwhile." in text_of(client, page)
+    assert "1 reading of the vehicle covers" in text_of(client, page)
+    link(client, "v-1", "m-1", -1)
+    assert "Its meters counted no AC energy while linked; 0.100 kWh DC came meanwhile." in text_of(client, page)
+    send(client, [meter(BEGIN + MINUTE, meterId="m-1", kwhConsumedAc=0.2)])
+    assert "0.200 kWh AC is less than the 1.00 kWh that a verdict takes." in text_of(client, page)
+    send(client, [meter(BEGIN + 2 * MINUTE, meterId="m-1", kwhConsumedAc=2)])
+    assert re.search(r"Readings cover \d\.\d % of the window, less than the 50\.0 % that", text_of(client, page))
 
 
 def test_a_vehicle_leads_to_its_meter_and_to_its_readings(site: TestClient) -> None:

@@ -1,5 +1,6 @@
 """The first page as it comes from the sidecar, and the overview that it shows."""
 
+import asyncio
 import json
 import re
 import signal
@@ -15,6 +16,9 @@ from starlette.testclient import TestClient
 from api.app import build_app
 from api.web import overview
 from api.web.books import read_books
+from sql.overview import Silent, list_silent
+from sql.pool import Connection
+from sql.store import VEHICLE, Kind
 from tests.api.conftest import NOW, client, client_of, meter, settings, tokens, vehicle
 from tests.api.server import sidecar
 
@@ -63,7 +67,7 @@ def test_the_lost_energy_is_that_of_the_analytics(charged: TestClient) -> None:
 
 def test_the_worst_vehicle_comes_first_with_a_dot_for_each_hour(charged: TestClient) -> None:
     page = charged.get("/").text
-    rows = re.findall(r'<tr class="(\w+)">\s*<th scope="row"><a href="/vehicles/(v-\d)">(.*?)</tr>', page, re.DOTALL)
+    rows = re.findall(r'<tr class="(\w+)".*?<a href="/vehicles/(v-\d)">(.*?)</tr>', page, re.DOTALL)
     assert [row[:2] for row in rows] == [("low_efficiency", "v-2"), ("ok", "v-1")]
     dots = [re.findall(r'<circle class="(\w+)"', row[2]) for row in rows]
     assert [set(row) for row in dots] == [{"low"}, {"good"}]
@@ -99,6 +103,41 @@ def test_a_device_that_is_not_there_is_told(charged: TestClient) -> None:
     answer = charged.get("/find?id=nobody")
     assert answer.status_code == 404
     assert "No vehicle and no meter has an id that begins with nobody" in answer.text
+
+
+@pytest.fixture
+def looked(monkeypatch: pytest.MonkeyPatch) -> list[str]:
+    """How the ids begin that the database was asked for, in the order of asking; what it says is kept for long."""
+    prefixes: list[str] = []
+
+    async def look(connection: Connection, kind: Kind, prefix: str, limit: int) -> list[Silent]:
+        prefixes.append(prefix)
+        return await list_silent(connection, kind, prefix, limit)
+
+    monkeypatch.setattr(overview, "list_silent", look)
+    monkeypatch.setattr(overview, "INTERVAL_S", 3600.0)
+    return prefixes
+
+
+async def test_many_who_filter_alike_share_one_look_up(database_url: str, looked: list[str]) -> None:
+    app = build_app(settings(database_url, DAEMON_URLS="none"))
+    async with app.router.lifespan_context(app):
+        watch = app.state.site.watch
+        await asyncio.gather(*(watch.silent(VEHICLE, "v-") for _ in range(300)))
+        await watch.silent(VEHICLE, "v-1")
+        await asyncio.gather(*(watch.silent(VEHICLE, prefix) for prefix in ("v-", "v-1")))
+    assert looked == ["v-", "v-1"]
+
+
+async def test_of_filters_those_are_kept_that_were_used_last(
+    database_url: str, looked: list[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(overview, "FILTERS_MAX", 2)
+    app = build_app(settings(database_url, DAEMON_URLS="none"))
+    async with app.router.lifespan_context(app):
+        for prefix in ("a", "b", "a", "c", "a", "b"):
+            await app.state.site.watch.silent(VEHICLE, prefix)
+    assert looked == ["a", "b", "c", "b"]
 
 
 def test_rejections_are_counted_by_reason(charged: TestClient) -> None:

@@ -42,6 +42,13 @@ def check_security(answer: httpx2.Response) -> None:
     assert answer.headers["referrer-policy"] == "same-origin"
 
 
+def test_the_page_of_the_api_allows_nothing_inline(site: TestClient) -> None:
+    for path in ("/docs", "/docs/start.js", "/docs/swagger-ui-bundle.js"):
+        policy = site.get(path).headers["content-security-policy"]
+        assert "default-src 'none'; script-src 'self'; style-src 'self';" in policy
+        assert "unsafe" not in policy
+
+
 @pytest.mark.parametrize("page", PAGES, ids=named)
 def test_a_page_answers_and_lets_only_our_files_in(site: TestClient, page: Page) -> None:
     answer = ask(site, page)

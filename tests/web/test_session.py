@@ -2,6 +2,7 @@
 
 import asyncio
 from collections.abc import Callable
+from datetime import UTC, datetime, timedelta
 from pathlib import Path
 
 import anyio
@@ -12,7 +13,7 @@ from starlette.testclient import TestClient
 from api.app import build_app
 from api.web import fleet, session
 from api.web.pages import Visit
-from api.web.session import COOKIE
+from api.web.session import COOKIE, Ended
 from tests.api.conftest import client_of, settings
 from tests.web.people import Door, form_key, sign_in
 
@@ -101,8 +102,19 @@ def test_a_revoked_token_ends_what_was_begun_with_it(door: Door) -> None:
     }
 
 
-async def test_a_revoked_token_ends_the_stream_that_was_begun_with_it(
-    shared_url: str, tokens: Callable[[], tuple[str, dict[str, str]]]
+def revoke(path: str, visit: Visit) -> None:
+    """Take every token out of the file."""
+    Path(path).write_text("", encoding="utf-8")
+
+
+def sign_out(path: str, visit: Visit) -> None:
+    """End the visitor's session."""
+    visit.site.visitors.sign_out(visit.visitor)
+
+
+@pytest.mark.parametrize("end", [revoke, sign_out])
+async def test_a_revoked_token_or_signing_out_ends_the_stream(
+    shared_url: str, tokens: Callable[[], tuple[str, dict[str, str]]], end: Callable[[str, Visit], None]
 ) -> None:
     path, known = tokens()
     app = build_app(settings(shared_url, API_TOKENS_FILE=path, DAEMON_URLS="none"))
@@ -110,9 +122,10 @@ async def test_a_revoked_token_ends_the_stream_that_was_begun_with_it(
         site = app.state.site
         visitor = site.visitors.sign_in(known["read"])
         request = Request({"type": "http", "headers": [(b"cookie", f"{COOKIE}={visitor.session}".encode())]})
-        events = fleet.follow(Visit(site, request, visitor), anyio.Event())
+        visit = Visit(site, request, visitor)
+        events = fleet.follow(visit, anyio.Event())
         assert (await anext(events)).event == "parts"
-        await asyncio.to_thread(Path(path).write_text, "")
+        await asyncio.to_thread(end, path, visit)
         with pytest.raises(StopAsyncIteration):
             await anext(events)
 
@@ -130,6 +143,44 @@ def test_who_signs_out_is_forgotten_by_the_browser(door: Door) -> None:
     assert (answer.status_code, answer.headers["location"]) == (303, "/sign-in")
     assert COOKIE not in browser.cookies
     assert not is_signed_in(browser)
+
+
+def test_a_copy_of_the_cookie_is_worth_nothing_once_its_owner_has_signed_out(door: Door) -> None:
+    browser, other = door.signed_in("admin"), door.signed_in("admin")
+    copy = {"Cookie": f"{COOKIE}={browser.cookies[COOKIE]}"}
+    assert door.browser().get("/", headers=copy).status_code == 200
+    browser.post("/sign-out", data={"form_key": form_key(browser, "/")})
+    for path, status in (("/", 303), ("/live", 401), ("/devices", 401), ("/docs", 401), ("/links", 303)):
+        assert door.browser().get(path, headers=copy).status_code == status
+    assert is_signed_in(other)
+
+
+def test_a_cookie_that_was_signed_out_is_not_taken_for_signing_in(door: Door) -> None:
+    browser = door.signed_in("read")
+    ended = browser.cookies[COOKIE]
+    browser.post("/sign-out", data={"form_key": form_key(browser, "/")})
+    stranger = door.browser()
+    stranger.get("/sign-in", headers={"Cookie": f"{COOKIE}={ended}"})
+    assert stranger.cookies[COOKIE] != ended
+
+
+def test_of_those_who_signed_out_the_oldest_are_forgotten_first(door: Door, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(session, "ENDED_MAX", 2)
+    copies = []
+    for _ in range(3):
+        browser = door.signed_in("read")
+        copies.append({"Cookie": f"{COOKIE}={browser.cookies[COOKIE]}"})
+        browser.post("/sign-out", data={"form_key": form_key(browser, "/")})
+    assert [door.browser().get("/", headers=copy).status_code for copy in copies] == [200, 303, 303]
+
+
+def test_who_signed_out_is_remembered_no_longer_than_the_cookie_is_good() -> None:
+    ended, now = Ended(), datetime.now(UTC)
+    ended.add("over", now - timedelta(seconds=1))
+    ended.add("good", now + timedelta(hours=1))
+    assert "good" in ended
+    ended.add("another", now + timedelta(hours=1))
+    assert (len(ended), "over" in ended) == (2, False)
 
 
 # Forms.

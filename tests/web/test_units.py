@@ -83,3 +83,10 @@ def test_an_age_is_counted_from_now_and_keeps_its_moment() -> None:
     assert text.startswith('<time datetime="2026-05-02T16:00:15.250000Z" title="2026-05-02 16:00:15 UTC" data-age>')
     assert text.endswith(f">4{NBSP}min</time>")
     assert units.age(None, AT) == "–"
+
+
+@pytest.mark.parametrize(
+    ("value", "noun", "text"), [(1, "glitch", "1 glitch"), (2, "glitch", "2 glitches"), (0, "dip", "0 dips")]
+)
+def test_a_count_has_its_noun_in_the_right_number(value: int, noun: str, text: str) -> None:
+    assert units.count(value, noun) == text

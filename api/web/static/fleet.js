@@ -3,8 +3,15 @@
 import { localize } from "./page.js";
 
 const TABLE_EVERY_MS = 10_000;
+// A browser opens no more than six connections to a host over HTTP/1.1, and a stream keeps one for itself. So only the
+// pages that were opened or looked at last have a stream, of those that are seen at all.
+const STREAMS_MAX = 3;
 
 const link = document.getElementById("link");
+const others = new BroadcastChannel("fleetwatt streams");
+const name = Math.random();
+const later = new Set(); // the pages that opened a stream since this one did, and still have it
+let events = null;
 
 const all = (element, selector) => [...element.querySelectorAll(selector)];
 const focusable = (element) => all(element, "a, summary, [tabindex]");
@@ -30,7 +37,11 @@ function say(text) {
 }
 
 function follow() {
-  const events = new EventSource("/live");
+  if (events || document.hidden) return;
+  later.clear();
+  others.postMessage({ name, hasStream: true });
+  const opened = new EventSource("/live");
+  events = opened;
   events.addEventListener("open", () => say(""));
   events.addEventListener("parts", (event) => {
     say("");
@@ -42,14 +53,29 @@ function follow() {
   events.addEventListener("error", () => {
     say("The connection is lost, the figures stand still. Trying again …");
     // The browser tries again by itself, unless it was refused.
-    if (events.readyState === EventSource.CLOSED) setTimeout(comeBack, 5000);
+    if (opened.readyState === EventSource.CLOSED) setTimeout(() => comeBack(opened), 5000);
   });
 }
 
-async function comeBack() {
+function rest() {
+  if (!events) return;
+  events.close();
+  events = null;
+  others.postMessage({ name, hasStream: false });
+}
+
+async function comeBack(refused) {
   const answer = await fetch("/devices").catch(() => null);
-  if (answer?.status === 401) location.reload(); // the session is over: to the sign-in
-  else follow();
+  if (answer?.status === 401) return location.reload(); // the session is over: to the sign-in
+  if (refused !== events) return; // the page rests, or has come back already
+  rest();
+  follow();
+}
+
+function look() {
+  if (events || document.hidden) return;
+  follow();
+  refreshTable();
 }
 
 async function refreshTable() {
@@ -63,5 +89,17 @@ async function refreshTable() {
   }
 }
 
+others.addEventListener("message", ({ data }) => {
+  if (data.hasStream) later.add(data.name);
+  else later.delete(data.name);
+  if (!events || later.size < STREAMS_MAX) return;
+  rest();
+  say("The figures stand still, since others of your pages show them. Click here and they move on.");
+});
+document.addEventListener("visibilitychange", () => { if (document.hidden) rest(); else look(); });
+addEventListener("pagehide", rest);
+addEventListener("pageshow", look);
+addEventListener("focus", look);
+addEventListener("pointerdown", look);
 follow();
 setInterval(refreshTable, TABLE_EVERY_MS);
