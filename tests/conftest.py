@@ -24,8 +24,13 @@ Connect: TypeAlias = Callable[[str], Awaitable[asyncpg.Connection]]
 _numbers = itertools.count(1)
 
 
+LONGEST = ("tests/web/test_browser", "tests/flow", "tests/test_rollups", "tests/api/test_schemathesis")
+"""Files that begin first, so that at the end no process is left alone with one of them."""
+
+
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    """Tests share out the work by their names, so the time at which a process starts must not be in one."""
+    """Processes share out the tests by name, so the time at which one starts must not be in any."""
+    items.sort(key=lambda item: not item.nodeid.startswith(LONGEST))
     today = f"{datetime.now(UTC):%Y-%m-%d}"
     if of_today := [item.nodeid for item in items if today in item.nodeid]:
         raise pytest.UsageError(f"the names of these tests change with the clock, give them `ids`: {of_today}")
