@@ -562,7 +562,7 @@ async def test_a_late_reading_is_in_the_answer_before_and_after_it_is_rolled_up(
 
 async def test_a_batch_with_many_late_readings_marks_hours_and_not_devices(database: asyncpg.Connection) -> None:
     await store(database, METER, "m0", series([1.0] * 60))
-    await roll_up(database)
+    await roll_up(database, minute(185))
     received_at = minute(1)
     rows = [(f"m{n}", minute(30.5), 1.0, 230.0, received_at, b"") for n in range(1001)]
     await copy(database, METER, sort(rows), Days())
@@ -573,7 +573,7 @@ async def test_a_batch_with_many_late_readings_marks_hours_and_not_devices(datab
     for _ in range(2):
         assert (await measure(database, "v", minute(0), minute(60))).ac_kwh == 61
         assert (await measure(database, "w", minute(0), minute(60))).ac_kwh == 1
-        await roll_up(database)
+        await roll_up(database, minute(185))
     await assert_cells_are_those_of_the_history(database, METER)
 
 
