@@ -1,8 +1,8 @@
 """Most of a fleet at once: of the whole hours of a window that are rolled up, subtraction tells what they come to.
 
 A cell of an hour knows what its UTC day comes to by its end, so nothing between the first hour of the window and its
-last has to be added up. Before and behind them the readings of a device are, where they leave no doubt that all of the
-time is covered. Whoever needs a closer look is named and left to `sql.analytics`.
+last has to be added up. Before and behind them the readings of a device are, in the same query. Whoever needs a closer
+look is named and left to `sql.analytics`.
 """
 
 import re
